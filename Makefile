@@ -1,0 +1,39 @@
+# make demo and make test each set up all they need: a virtual environment in .venv, from Python >= 3.11 and pip alone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_OUT ?= demo-output
+
+.PHONY: install demo test check format clean
+
+install: .venv/installed  ## everything, for work on prefkit
+
+demo: .venv/installed-train  ## raw ratings -> pairs -> SFT -> DPO -> evaluation, on the embedded data
+	$(BIN)/python -m prefkit.demo --out $(DEMO_OUT)
+
+test: .venv/installed  ## all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+check: .venv/installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv $(DEMO_OUT) dist .mypy_cache .ruff_cache .pytest_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "prefkit needs Python 3.11 or newer; set PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed-train: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@ .venv/installed-train

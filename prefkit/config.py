@@ -1,0 +1,134 @@
+"""A pipeline file -> a table of options, with `--set` applied; the two halves check their own part of it.
+
+A pipeline file is TOML with `description`, `[build]`, `[model]` and `[[train]]`; either half may be missing. It is
+found by its path, or by its bare name among the pipelines that prefkit ships. The file is kept verbatim for the
+manifest.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import UsageError, did_you_mean
+
+TOP_LEVEL = ("description", "build", "model", "train")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A parsed pipeline file. `folder` is where its relative paths start."""
+
+    name: str
+    path: Path
+    text: str
+    overrides: list[str]
+    table: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+
+def shipped(kind: str) -> Path:
+    """Folder of the shipped `pipelines` or `data`: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_shipped" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def shipped_pipelines() -> list[str]:
+    """Names of the pipeline files that come with prefkit."""
+    return sorted(path.stem for path in shipped("pipelines").glob("*.toml"))
+
+
+def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read a pipeline file and apply `--set key.path=value` overrides.
+
+    Raises UsageError, naming file and line or option, for a missing file, broken TOML or an unknown section.
+    """
+    path = _find(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start}).") from error
+    for key in table:
+        if key not in TOP_LEVEL:
+            raise UsageError(f'{path}: unknown section "{key}".{did_you_mean(key, TOP_LEVEL)}')
+    for override in overrides:
+        _apply(table, override)
+    return Pipeline(name=path.stem, path=path.resolve(), text=text, overrides=list(overrides), table=table)
+
+
+def _find(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known = shipped_pipelines()
+    if name_or_path in known:
+        return shipped("pipelines") / f"{name_or_path}.toml"
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise UsageError(f"{name_or_path}: no such pipeline file. Shipped ones go by name: {', '.join(known)}.")
+    raise UsageError(f'"{name_or_path}" is neither a file nor a shipped pipeline.{did_you_mean(name_or_path, known)}')
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in place. A step into a list goes by `name`, by `use`, or by index from 0."""
+    key_path, equals, text = override.partition("=")
+    keys = key_path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f'--set {override}: write it as key.path=value, for example "build.seed=1".')
+    if keys[0] not in TOP_LEVEL:
+        raise UsageError(f'--set {override}: unknown section "{keys[0]}".{did_you_mean(keys[0], TOP_LEVEL)}')
+    here: Any = table
+    for depth, key in enumerate(keys[:-1]):
+        here = here.setdefault(key, {}) if isinstance(here, dict) else _item(here, key, override)
+        if not isinstance(here, dict | list):
+            raise UsageError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section.")
+    if isinstance(here, list):
+        raise UsageError(f"--set {override}: {'.'.join(keys[:-1])} is a list; name one of {_names(here)} in the path.")
+    here[keys[-1]] = parse_value(text.strip())
+
+
+def _names(items: list[Any]) -> str:
+    return ", ".join(str(item.get("name", item.get("use"))) for item in items if isinstance(item, dict))
+
+
+def _item(items: list[Any], key: str, override: str) -> Any:
+    if key.isdigit() and int(key) < len(items):
+        return items[int(key)]
+    found = [item for item in items if isinstance(item, dict) and key in (item.get("name"), item.get("use"))]
+    if len(found) != 1:
+        problem = f'there are {len(found)} entries named "{key}"' if found else f'no entry named "{key}"'
+        raise UsageError(f"--set {override}: {problem}. Known: {_names(items)}; or an index from 0.")
+    return found[0]
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none, so that `--set train.dpo.objective=ipo` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def section(table: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    """The sub-table `key`, empty if missing; UsageError if it is not a table."""
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: [{key}] must be a table of options, not {value!r}.")
+    return dict(value)
+
+
+def tables(table: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+    """The list of tables `key`, empty if missing; UsageError if it is something else."""
+    value = table.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise UsageError(f"{where}: [[{key}]] must be a list of tables.")
+    return [dict(item) for item in value]

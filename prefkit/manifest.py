@@ -1,0 +1,127 @@
+"""The manifest: what a finished data set consists of, what it was made from, and where every raw row went.
+
+`manifest.json` is written last, so a data set that has one is complete. It holds no time and no path of the machine:
+the same input bytes and pipeline file give the same manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import DataError
+
+FILE_NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One raw file: `path` relative to the folder that all inputs share, `rows` without blank lines."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of the data set; `split` is train, test or rejects."""
+
+    path: str
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage did: `came_in - sum(rejected.values()) == went_out`, counted in `unit`."""
+
+    stage: str
+    unit: str
+    came_in: int
+    rejected: dict[str, int]
+    went_out: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole record. `options` are the checked options with all defaults filled in, `pipeline` the file verbatim."""
+
+    pipeline_name: str
+    pipeline: str
+    overrides: list[str]
+    options: dict[str, Any]
+    versions: dict[str, str]
+    inputs: list[InputFile]
+    stages: list[StageReport]
+    shards: list[Shard]
+    format: int = field(default=FORMAT)
+
+    def of_split(self, split: str) -> list[Shard]:
+        """The shards of one split, in order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def rows(self, split: str) -> int:
+        """Number of rows in a split."""
+        return sum(shard.rows for shard in self.of_split(split))
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 over the hashes of all data shards: the identity of the data set."""
+        parts = [f"{s.split} {s.path} {s.sha256}" for s in self.shards if s.split != "rejects"]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a finished data set; DataError where there is none, or one that this version cannot read."""
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder. Build the data set first: prefkit build-pairs PIPELINE --out {folder}"
+        )
+    if not path.exists():
+        raise DataError(
+            f"{folder}: no {FILE_NAME}, so this is not a finished data set. Run prefkit build-pairs to its end."
+        )
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if table["format"] != FORMAT:
+            raise DataError(
+                f"{path}: format {table['format']}, but this prefkit reads format {FORMAT}. Build the data again."
+            )
+        table["inputs"] = [InputFile(**row) for row in table["inputs"]]
+        table["stages"] = [StageReport(**row) for row in table["stages"]]
+        table["shards"] = [Shard(**row) for row in table["shards"]]
+        return Manifest(**table)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}). Build the data set again with --overwrite.") from error
+
+
+def dump(manifest: Manifest) -> str:
+    """The manifest as JSON text, the same for equal manifests."""
+    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either its old or its whole new content, also after a crash."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,71 @@
+"""The data set's README.md: a dataset card that the hub and `datasets` read, with the account of every row."""
+
+from __future__ import annotations
+
+import tomllib
+
+from prefkit.manifest import Manifest
+from prefkit.resolve import load, summary
+
+
+def dataset_card(record: Manifest) -> str:
+    """Markdown with YAML front matter that says which files are which split."""
+    splits = [split for split in ("train", "test") if record.rows(split)]
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for split in splits:
+        lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
+    lines += ["tags:", "- preference", "- dpo", "- prefkit", "---", ""]
+    lines += [f"# Preference pairs: {_plain(record.pipeline_name)}", ""]
+    lines += [f"{_plain(description)}", ""] if (description := _description(record)) else []
+    held = " and ".join(f"{record.rows(split):,} for {split}" for split in splits)
+    lines += [
+        f"{sum(record.rows(split) for split in splits):,} preference pairs ({held}), made by prefkit "
+        f"{record.versions['prefkit']}. `prompt`, `chosen` and `rejected` are message lists; "
+        "TRL and `datasets` read them as they are.",
+        "",
+        f"Data hash: `{record.data_hash}`",
+        "",
+        "## Where the rows went",
+        "",
+        "| stage | unit | in | rejected | out |",
+        "|---|---|--:|---|--:|",
+    ]
+    for stage in record.stages:
+        reasons = ", ".join(f"{_plain(reason)} {count:,}" for reason, count in stage.rejected.items()) or "–"
+        lines.append(f"| {stage.stage} | {stage.unit} | {stage.came_in:,} | {reasons} | {stage.went_out:,} |")
+    lines += [
+        "",
+        "Every rejected row and candidate stands in `rejects/`, with its reason.",
+        "",
+        "## How it was made",
+        "",
+    ]
+    lines += [f"- {line}" for line in _functions(record)]
+    lines += ["", "## Made from", "", "| file | bytes | rows | SHA-256 |", "|---|--:|--:|---|"]
+    lines += [f"| {_plain(f.path)} | {f.bytes:,} | {f.rows:,} | `{f.sha256}` |" for f in record.inputs]
+    lines += ["", "## Pipeline file", "", "```toml", record.pipeline.replace("```", "` ` `").rstrip(), "```"]
+    if record.overrides:
+        lines += ["", "with " + ", ".join(f"`--set {_plain(override)}`" for override in record.overrides)]
+    return "\n".join(lines) + "\n"
+
+
+def _description(record: Manifest) -> str:
+    return str(tomllib.loads(record.pipeline).get("description", ""))
+
+
+def _functions(record: Manifest) -> list[str]:
+    options = record.options
+    rows = [*options["inputs"], *([options["language"]] if options["language"] else [])]
+    rows += [*options["filters"], options["dedupe"], options["binarize"], options["split"]]
+    described = []
+    for row in rows:
+        settings = ", ".join(
+            f"{name} = {value!r}" for name, value in row.items() if name != "use" and value is not None
+        )
+        described.append(f"`{row['use'].rpartition(':')[2]}`: {summary(load(row['use']))} {_plain(f'({settings})')}")
+    return described
+
+
+def _plain(text: str) -> str:
+    """Text that cannot break out of a table cell or a line of Markdown."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'").split())

@@ -1,0 +1,231 @@
+"""MinHash sketches by three compiled kernels, bit-compatible with datasketch 2 (scheme `affine32`).
+
+A document is the set of its word n-grams (shingles) over canonical text. A shingle's hash is xxh64 of its UTF-8
+bytes; a document with fewer words is one shingle. The k-th signature value is the minimum over shingles of a_k *
+fmix32(h) + b_k modulo 2^32, where h is the low half of the hash and (a, b) are datasketch's own permutations. So
+datasketch gives the same signature with `hashfunc=lambda shingle: xxh64_intdigest(shingle) & 0xFFFFFFFF`; the tests
+hold us to it.
+
+The full 64-bit hashes are kept, sorted and distinct, because candidates are verified by their true Jaccard similarity.
+
+Cost: about 15 ns a shingle for 128 permutations on one core; the loop over permutations is vectorised by the compiler.
+Compiled once per machine (a few seconds), then cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+_P1 = np.uint64(0x9E3779B185EBCA87)
+_P2 = np.uint64(0xC2B2AE3D27D4EB4F)
+_P3 = np.uint64(0x165667B19E3779F9)
+_P4 = np.uint64(0x85EBCA77C2B2AE63)
+_P5 = np.uint64(0x27D4EB2F165667C5)
+_FNV_PRIME = np.uint64(0x100000001B3)
+
+
+def shingles(texts: Sequence[str], ngram: int) -> tuple[U64, I64]:
+    """Sorted distinct shingle hashes of each text, concatenated, and the offsets: text i owns
+    hashes[offsets[i]:offsets[i+1]].
+
+    `texts` must be canonical: words separated by single spaces.
+    """
+    encoded = [text.encode() for text in texts]
+    ends = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(data) for data in encoded], out=ends[1:])
+    data = np.frombuffer(b"".join(encoded), np.uint8)
+    words = np.bincount(np.searchsorted(ends, np.flatnonzero(data == 32), side="right") - 1, minlength=len(encoded)) + 1
+    most = np.maximum(words - ngram + 1, 1)
+    hashes = np.empty(int(most.sum()), np.uint64)
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    _shingle_hashes(data, ends, ngram, hashes, offsets)
+    return hashes[: offsets[-1]].copy(), offsets
+
+
+def band_keys(hashes: U64, offsets: I64, permutations: npt.NDArray[np.uint32], bands: int, rows: int) -> U64:
+    """LSH keys [bands, documents]: documents with equal keys in a band agree in `rows` consecutive signature values."""
+    signature = signatures(hashes, offsets, permutations)
+    keys = np.empty((bands, len(offsets) - 1), np.uint64)
+    for band in range(bands):
+        key = np.full(len(offsets) - 1, 0xCBF29CE484222325, np.uint64)
+        for value in signature[:, band * rows : (band + 1) * rows].T:
+            key = (key ^ value.astype(np.uint64)) * _FNV_PRIME
+            key ^= key >> np.uint64(29)
+        keys[band] = key
+    return keys
+
+
+def signatures(hashes: U64, offsets: I64, permutations: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """MinHash signatures [documents, permutations] as datasketch computes them; `permutations` is [2, permutations]."""
+    result = np.empty((len(offsets) - 1, permutations.shape[1]), np.uint32)
+    _signatures(hashes, offsets, permutations[0].copy(), permutations[1].copy(), result)
+    return result
+
+
+def permutations(count: int, seed: int) -> npt.NDArray[np.uint32]:
+    """datasketch's permutation parameters [2, count] for scheme `affine32`."""
+    from datasketch import MinHash
+
+    parameters: Any = MinHash(num_perm=count, seed=seed, scheme="affine32").permutations
+    return np.asarray(parameters, np.uint32)
+
+
+def bands_and_rows(threshold: float, count: int, recall: float = 0.98) -> tuple[int, int]:
+    """The most selective bands (most rows) that still find a pair of similarity `threshold` with probability `recall`.
+
+    The probability that such a pair shares a band is 1 - (1 - threshold^rows)^bands (Leskovec, Rajaraman and Ullman,
+    Mining of Massive Datasets, 3.4.2). Candidates are verified, so only recall matters and selectivity is speed.
+    """
+    for rows in range(count, 1, -1):
+        bands = count // rows
+        if 1 - (1 - threshold**rows) ** bands >= recall:
+            return bands, rows
+    return count, 1
+
+
+@numba.njit(cache=True, inline="always")
+def _rotate(value: Any, bits: Any) -> Any:
+    return (value << np.uint64(bits)) | (value >> np.uint64(64 - bits))
+
+
+@numba.njit(cache=True)
+def _read(data: Any, at: int, count: int) -> Any:
+    value = np.uint64(0)
+    for i in range(count):
+        value |= np.uint64(data[at + i]) << np.uint64(8 * i)
+    return value
+
+
+@numba.njit(cache=True)
+def _round(lane: Any, value: Any) -> Any:
+    return _rotate(lane + value * _P2, 31) * _P1
+
+
+@numba.njit(cache=True)
+def _xxh64(data: Any, start: int, end: int) -> Any:
+    """xxHash64 with seed 0 of data[start:end] (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
+    length = end - start
+    at = start
+    if length >= 32:
+        one, two, three, four = _P1 + _P2, _P2, np.uint64(0), np.uint64(0) - _P1
+        while at + 32 <= end:
+            one = _round(one, _read(data, at, 8))
+            two = _round(two, _read(data, at + 8, 8))
+            three = _round(three, _read(data, at + 16, 8))
+            four = _round(four, _read(data, at + 24, 8))
+            at += 32
+        value = _rotate(one, 1) + _rotate(two, 7) + _rotate(three, 12) + _rotate(four, 18)
+        for lane in (one, two, three, four):
+            value = (value ^ _round(np.uint64(0), lane)) * _P1 + _P4
+    else:
+        value = _P5
+    value += np.uint64(length)
+    while at + 8 <= end:
+        value = _rotate(value ^ _round(np.uint64(0), _read(data, at, 8)), 27) * _P1 + _P4
+        at += 8
+    if at + 4 <= end:
+        value = _rotate(value ^ (_read(data, at, 4) * _P1), 23) * _P2 + _P3
+        at += 4
+    while at < end:
+        value = _rotate(value ^ (np.uint64(data[at]) * _P5), 11) * _P1
+        at += 1
+    value = (value ^ (value >> np.uint64(33))) * _P2
+    value = (value ^ (value >> np.uint64(29))) * _P3
+    return value ^ (value >> np.uint64(32))
+
+
+@numba.njit(cache=True)
+def _shingle_hashes(data: Any, ends: Any, ngram: int, hashes: Any, offsets: Any) -> None:
+    filled = 0
+    starts = np.empty(ngram, np.int64)  # where the last `ngram` words began, as a ring
+    for document in range(len(ends) - 1):
+        begin, end = ends[document], ends[document + 1]
+        first, words = filled, 0
+        at = begin
+        while at <= end:
+            word = at
+            while at < end and data[at] != 32:
+                at += 1
+            starts[words % ngram] = word
+            words += 1
+            if words >= ngram:
+                hashes[filled] = _xxh64(data, starts[words % ngram], at)
+                filled += 1
+            at += 1
+        if words < ngram:
+            hashes[filled] = _xxh64(data, begin, end)
+            filled += 1
+        hashes[first:filled].sort()
+        distinct = first
+        for i in range(first, filled):
+            if i == first or hashes[i] != hashes[distinct - 1]:
+                hashes[distinct] = hashes[i]
+                distinct += 1
+        filled = distinct
+        offsets[document + 1] = filled
+
+
+@numba.njit(cache=True)
+def _signatures(hashes: Any, offsets: Any, a: Any, b: Any, result: Any) -> None:
+    for document in range(len(offsets) - 1):
+        row = result[document]
+        row[:] = np.uint32(0xFFFFFFFF)
+        for i in range(offsets[document], offsets[document + 1]):
+            h = np.uint32(hashes[i])
+            h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+            h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+            h = np.uint32(h ^ (h >> np.uint32(16)))
+            for k in range(len(a)):
+                value = np.uint32(a[k] * h + b[k])
+                row[k] = min(row[k], value)
+
+
+@numba.njit(cache=True)
+def jaccard(hashes: Any, offsets: Any, one: int, other: int) -> float:
+    """True Jaccard similarity of two documents given as sorted distinct hashes."""
+    i, i_end, j, j_end = offsets[one], offsets[one + 1], offsets[other], offsets[other + 1]
+    total = (i_end - i) + (j_end - j)
+    shared = 0
+    while i < i_end and j < j_end:
+        if hashes[i] == hashes[j]:
+            shared += 1
+            i += 1
+            j += 1
+        elif hashes[i] < hashes[j]:
+            i += 1
+        else:
+            j += 1
+    return shared / (total - shared)
+
+
+@numba.njit(cache=True)
+def similar_pairs(runs: Any, members: Any, hashes: Any, offsets: Any, threshold: float) -> Any:
+    """Verified edges among the documents of each run (same band key): rows of (one, other), and their similarities.
+
+    members[runs[r]:runs[r+1]] are the documents of run r, ascending. A pair that earlier edges of the run already
+    connect is not compared again, so a large cluster costs about its size, not its square; components stay the same.
+    """
+    edges = [(np.int64(0), np.int64(0), 0.0) for _ in range(0)]
+    for run in range(len(runs) - 1):
+        begin, end = runs[run], runs[run + 1]
+        leader = np.arange(end - begin)
+        for j in range(1, end - begin):
+            for i in range(j):
+                if leader[i] == leader[j]:
+                    continue
+                similarity = jaccard(hashes, offsets, members[begin + i], members[begin + j])
+                if similarity >= threshold:
+                    edges.append((members[begin + i], members[begin + j], similarity))
+                    keep, gone = min(leader[i], leader[j]), max(leader[i], leader[j])
+                    for k in range(j + 1):
+                        if leader[k] == gone:
+                            leader[k] = keep
+    return edges

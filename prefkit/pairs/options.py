@@ -1,0 +1,174 @@
+"""The `[build]` part of a pipeline file, checked: which functions run, with which options, on which files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from prefkit import config, schema
+from prefkit.config import Pipeline
+from prefkit.errors import UsageError, did_you_mean
+from prefkit.pairs import inputs, tables
+from prefkit.pairs.inputs import RawFile
+from prefkit.pairs.language import SHIPPED, model_path
+from prefkit.pairs.read import needs_language
+from prefkit.pairs.select import PART_PAIRS
+from prefkit.resolve import Call, check, find
+
+SECTIONS = ("inputs", "filters", "language", "dedupe", "binarize", "split", "shards", "chunk_bytes")
+CHUNK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Input:
+    """Files of one format, with the source that reads them."""
+
+    source: Call
+    files: list[RawFile]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides what is built. `chunk_bytes` alone decides nothing but speed and memory."""
+
+    inputs: list[Input]
+    candidate_filters: list[Call]
+    pair_filters: list[Call]
+    language: Call | None
+    dedupe: Call
+    binarize: Call
+    split: Call
+    shards: Call
+    chunk_bytes: int
+
+    def shown(self) -> dict[str, Any]:
+        """What the manifest and --dry-run print: the options with all defaults, without any path of this machine."""
+
+        def row(call: Call) -> dict[str, Any]:
+            return {"use": call.address, **call.options}
+
+        return {
+            "inputs": [{**row(given.source), "paths": [file.name for file in given.files]} for given in self.inputs],
+            "filters": [row(call) for call in [*self.candidate_filters, *self.pair_filters]],
+            "language": row(self.language) | {"model": Path(self.language.options["model"]).name}
+            if self.language
+            else False,
+            **{name: row(getattr(self, name)) for name in ("dedupe", "binarize", "split", "shards")},
+        }
+
+
+def check_build(pipeline: Pipeline, given: Sequence[str] = ()) -> Options:
+    """Check `[build]`; `given` are INPUT arguments, which take the place of the paths in the file.
+
+    Raises UsageError that names the section and option.
+    """
+    if "build" not in pipeline.table:
+        raise UsageError(f"{pipeline.path}: there is no [build] section, so there is nothing to build.")
+    table = config.section(pipeline.table, "build", pipeline.name)
+    for name in table:
+        if name not in SECTIONS:
+            raise UsageError(f'{pipeline.name}: [build] has no "{name}".{did_you_mean(name, SECTIONS)}')
+    chunk_bytes = table.get("chunk_bytes", CHUNK_BYTES)
+    if not isinstance(chunk_bytes, int) or chunk_bytes < 1:
+        raise UsageError(f"{pipeline.name}: [build] chunk_bytes must be a positive number, not {chunk_bytes!r}.")
+    language = _language(table, pipeline)
+    candidate_filters, pair_filters = _filters(table, pipeline, language is not None)
+    return Options(
+        inputs=_inputs(table, pipeline, given),
+        candidate_filters=candidate_filters,
+        pair_filters=pair_filters,
+        language=language,
+        dedupe=_fixed(table, pipeline, "dedupe", "prefkit.pairs.dedupe:dedupe"),
+        binarize=_used(
+            table.get("binarize", {"use": "best_vs_worst"}), "prefkit.pairs.binarize", "[build.binarize]", pipeline
+        ),
+        split=_fixed(table, pipeline, "split", "prefkit.pairs.shards:split"),
+        shards=_fixed(table, pipeline, "shards", "prefkit.pairs.shards:shards"),
+        chunk_bytes=chunk_bytes,
+    )
+
+
+def _fixed(table: dict[str, Any], pipeline: Pipeline, name: str, address: str) -> Call:
+    where = f"{pipeline.name}: [build.{name}]"
+    return check(address, config.section(table, name, where), where)
+
+
+def _used(options: Any, home: str, where: str, pipeline: Pipeline) -> Call:
+    where = f"{pipeline.name}: {where}"
+    if not isinstance(options, dict) or not isinstance(options.get("use"), str):
+        raise UsageError(f'{where}: say which function with use = "name".')
+    rest = {name: value for name, value in options.items() if name != "use"}
+    return check(find(options["use"], home, where), rest, f"{where} {options['use']}")
+
+
+def _inputs(table: dict[str, Any], pipeline: Pipeline, given: Sequence[str]) -> list[Input]:
+    where = f"{pipeline.name}: [[build.inputs]]"
+    entries = config.tables(table, "inputs", where)
+    if not entries:
+        raise UsageError(f'{where} is missing: name a source, for example use = "ultrafeedback".')
+    if given and len(entries) > 1:
+        raise UsageError(f"{where}: several sources, so INPUT does not say which reads it; put paths into the file.")
+    found: list[Input] = []
+    for entry in entries:
+        paths = list(given) or entry.pop("paths", [])
+        entry.pop("paths", None)
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise UsageError(f"{where}: paths must be a list of texts, not {paths!r}.")
+        if not paths:
+            raise UsageError(
+                f"{where}: no files. Give them after the pipeline: prefkit build-pairs {pipeline.name} FILE …"
+            )
+        source = _used(entry, "prefkit.pairs.sources.", "[[build.inputs]]", pipeline)
+        found.append(Input(source, inputs.find_files(paths, Path() if given else pipeline.folder)))
+    return found
+
+
+def _language(table: dict[str, Any], pipeline: Pipeline) -> Call | None:
+    if table.get("language") is False:
+        return None
+    call = _fixed(table, pipeline, "language", "prefkit.pairs.language:language")
+    if call.options["model"] != SHIPPED:
+        call.options["model"] = str(pipeline.folder / call.options["model"])
+    model_path(call.options["model"])
+    return call
+
+
+def _filters(table: dict[str, Any], pipeline: Pipeline, tagged: bool) -> tuple[list[Call], list[Call]]:
+    """Filters of candidates and of pairs, told apart by the columns that their expressions name."""
+    of_candidates: list[Call] = []
+    of_pairs: list[Call] = []
+    names: set[str] = set()
+    for entry in config.tables(table, "filters", f"{pipeline.name}: [[build.filters]]"):
+        call = _used(entry, "prefkit.pairs.filters", "[[build.filters]]", pipeline)
+        where = f"{pipeline.name}: [[build.filters]] {call.name}"
+        if call.name in names:
+            raise UsageError(f"{where}: given twice; its name is the reject reason and must be one.")
+        names.add(call.name)
+        rule = call.function()()
+        if not isinstance(rule, pl.Expr):
+            raise UsageError(f"{where}: {call.address} returned {type(rule).__name__}, not a polars expression.")
+        if needs_language(rule) and not tagged:
+            raise UsageError(f"{where}: it judges languages, but language = false turns tagging off.")
+        _sort_filter(call, rule, where, of_candidates, of_pairs)
+    return of_candidates, of_pairs
+
+
+def _sort_filter(call: Call, rule: pl.Expr, where: str, of_candidates: list[Call], of_pairs: list[Call]) -> None:
+    columns = set(rule.meta.root_names())
+    for known, calls in ((schema.CANDIDATES, of_candidates), (PART_PAIRS, of_pairs)):
+        if columns <= set(known.names):
+            try:
+                verdict = tables.empty(known).select(rule.alias("keep"))["keep"]
+            except pl.exceptions.PolarsError as error:
+                raise UsageError(f"{where}: polars refuses the expression: {str(error).splitlines()[0]}.") from error
+            if verdict.dtype != pl.Boolean:
+                raise UsageError(f"{where}: the expression must be true or false, not {verdict.dtype}.")
+            calls.append(call)
+            return
+    unknown = sorted(columns - set(schema.CANDIDATES.names) - set(PART_PAIRS.names))
+    problem = f'there is no column "{unknown[0]}"' if unknown else "it mixes columns of candidates and of pairs"
+    raise UsageError(f"{where}: {problem}.")

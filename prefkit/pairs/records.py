@@ -1,0 +1,117 @@
+"""What a source yields for one raw row, before it becomes a table: prompts with their rated completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Message(NamedTuple):
+    """One turn. `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+class Completion(NamedTuple):
+    """One answer. `index` is its position in the raw row; `reject` is a reason not to use it, with `detail`."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
+    response: str | None
+    score: float | None = None
+    model: str | None = None
+    aspects: Sequence[tuple[str, float]] = ()
+    reject: str | None = None
+    detail: str | None = None
+
+
+class Rated(NamedTuple):
+    """A prompt and all its completions."""
+
+    prompt: Sequence[Message]
+    completions: Sequence[Completion]
+    source: str
+
+
+class BadRow(Exception):
+    """A raw row that is not what its format promises; `reason` is counted, `detail` says what was seen."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+}
+
+
+def messages(value: Any, *, field: str, text_role: str) -> list[Message]:
+    """A field that holds a string (one turn of `text_role`), one message, or a list of messages.
+
+    A message is `{role, content}` or `{from, value}`; content is text or a list of typed text parts. Raises BadRow.
+    """
+    if isinstance(value, str):
+        return [Message(text_role, value)]
+    if isinstance(value, Mapping):
+        return [_message(value, field)]
+    if isinstance(value, Sequence):
+        return [_message(item, field) for item in value]
+    raise BadRow("wrong_type", f'"{field}" is {_kind(value)}, not text or messages')
+
+
+def _message(value: Any, field: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise BadRow("wrong_type", f'"{field}" holds {_kind(value)} where a message is expected')
+    role = value.get("role", value.get("from"))
+    if role not in ROLES:
+        raise BadRow("unknown_role", f'"{field}" has a message of role {role!r}')
+    content = value.get("content", value.get("value"))
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_part(part, field) for part in content)
+    if not isinstance(content, str):
+        raise BadRow("wrong_type", f'"{field}" has a message whose content is {_kind(content)}, not text')
+    return Message(ROLES[role], content)
+
+
+def _part(part: Any, field: str) -> str:
+    text = (
+        part.get("text", part.get("value"))
+        if isinstance(part, Mapping) and part.get("type", "text") == "text"
+        else None
+    )
+    if not isinstance(text, str):
+        raise BadRow("not_text", f'"{field}" has a content part that is not text')
+    return text
+
+
+def _kind(value: Any) -> str:
+    return {"NoneType": "null", "dict": "an object", "list": "a list", "bool": "true or false"}.get(
+        type(value).__name__, f"a {type(value).__name__}"
+    )
+
+
+def shared_turns(first: Sequence[Message], second: Sequence[Message]) -> int:
+    """Length of the longest common prefix of two conversations, in turns."""
+    shared = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        shared += 1
+    return shared
+
+
+def final_answer(turns: Sequence[Message], *, field: str) -> str:
+    """The text of what must be exactly one assistant turn; BadRow otherwise."""
+    if len(turns) != 1 or turns[0].role != "assistant":
+        roles = ", ".join(turn.role for turn in turns) or "nothing"
+        raise BadRow("not_one_answer", f'"{field}" goes on after the prompt with {roles}, not with one assistant turn')
+    return turns[0].content

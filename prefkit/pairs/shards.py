@@ -1,0 +1,95 @@
+"""Task 4: sorted pairs of all parts -> Parquet shards, the same bytes whatever the parts were.
+
+Shard i of n holds the prompts whose seeded hash lies in the i-th n-th of its range, sorted by that hash: the order is
+random with respect to the input and needs no shuffle. Each part is already sorted, so a shard reads only its rows.
+
+The bytes are fixed by feeding the writer exact row groups of equal size with fixed settings. zstd level 3; dictionaries
+only on columns that repeat; a page index for readers that skip; content-defined chunking, so that a re-upload of a
+changed data set moves only what changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from prefkit import schema
+from prefkit.manifest import file_sha256
+from prefkit.pairs import tables
+from prefkit.pairs.select import PART_PAIRS, SORT
+
+REPEATING = [
+    "prompt.list.element.role", "chosen.list.element.role", "rejected.list.element.role", "source", "chosen_model",
+    "rejected_model", "strategy", "lang", "origin_file", "stage", "reason",
+]  # fmt: skip
+REJECTS_A_FILE = 500_000
+ROW_GROUP_OF_REJECTS = 20_000
+
+
+def split(*, test: Annotated[float, Field(ge=0, lt=1)] = 0.02, seed: int = 0) -> tuple[float, int]:
+    """Hold out a share of the near-duplicate clusters as the test split, by a seeded hash."""
+    return test, seed
+
+
+def shards(
+    *, pairs_per_shard: Annotated[int, Field(ge=1)] = 25_000, row_group: Annotated[int, Field(ge=1)] = 2_500
+) -> tuple[int, int]:
+    """Size of the Parquet files and of their row groups, in pairs."""
+    return pairs_per_shard, row_group
+
+
+def write_shard(folder: Path, parts: Sequence[Path], test: bool, number: int, count: int, row_group: int) -> None:
+    """Write shard `number` of `count` of a split as data.parquet, and what it holds as shard.json."""
+    low, high = (number << 64) // count, ((number + 1) << 64) // count
+    pieces = [piece for part in parts for piece in _slice(part, test, low, high)]
+    rows = pl.concat([tables.empty(PART_PAIRS), *pieces]).sort(SORT)
+    _write(folder, tables.arrow(rows, schema.PAIRS), row_group)
+
+
+def _slice(part: Path, test: bool, low: int, high: int) -> Iterator[pl.DataFrame]:
+    """The rows of a part's pairs.arrow that belong to one split and whose order lies in [low, high)."""
+    begin, end = np.searchsorted(np.load(part / "test.npy"), [test, test + 1])
+    order = np.load(part / "order.npy")[begin:end]
+    first = begin + np.searchsorted(order, np.uint64(low))
+    last = end if high == 1 << 64 else begin + np.searchsorted(order, np.uint64(high))
+    yield from tables.read_rows(part / "pairs.arrow", int(first), int(last))
+
+
+def write_rejects(folder: Path, parts: Sequence[Path], counts: Sequence[int], number: int) -> None:
+    """Write rejects file `number`: its REJECTS_A_FILE rows of all parts' rejects (`counts` a part), in input order."""
+    low, high = number * REJECTS_A_FILE, (number + 1) * REJECTS_A_FILE
+    pieces = [tables.empty(schema.REJECTS)]
+    base = 0
+    for part, count in zip(parts, counts, strict=True):
+        first, last = max(low - base, 0), min(high - base, count)
+        if first < last:
+            pieces += tables.read_rows(part / "rejects.arrow", first, last)
+        base += count
+    _write(folder, tables.arrow(pl.concat(pieces), schema.REJECTS), ROW_GROUP_OF_REJECTS)
+
+
+def _write(folder: Path, table: pa.Table, row_group: int) -> None:
+    path = folder / "data.parquet"
+    table = table.combine_chunks()
+    with pq.ParquetWriter(
+        path,
+        table.schema,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=[column for column in REPEATING if column.partition(".")[0] in table.schema.names],
+        write_page_index=True,
+        use_content_defined_chunking=True,
+        store_schema=True,
+    ) as writer:
+        for start in range(0, len(table), row_group):
+            writer.write_table(table.slice(start, row_group), row_group_size=row_group)
+    facts: dict[str, Any] = {"rows": len(table), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (folder / "shard.json").write_text(json.dumps(facts))

@@ -1,0 +1,84 @@
+"""UltraFeedback as released: an instruction a row, four completions with GPT-4's ratings (arXiv:2310.01377).
+
+Quirks that this source knows (github.com/OpenBMB/UltraFeedback, and its issue #8):
+
+- A rating is text, and "N/A" in about 5 % of honesty. Aspects without a rating are left out; 0 is off the scale of 1
+to 5
+  and counts as no rating.
+- Some annotations are lists of ratings (several rubric scores); the aspect is their mean.
+- 2,628 completions carry an overall score of 10 that meant 1. The maintainers' rule decides by the mean of the
+  aspect ratings: up to 2 it was a 1, above 4 it was a 10, in between nobody knows, and the completion is rejected.
+- Every completion was generated under its own system prompt. The usual binarisations compare across them and drop
+  the system prompt; `system_prompt = "keep"` compares only completions that were given the same one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from prefkit.pairs.records import BadRow, Completion, Message, Rated
+
+
+class Answer(msgspec.Struct):
+    response: str | None = None
+    model: str | None = None
+    custom_system_prompt: str | None = None
+    overall_score: float | None = None
+    fine_grained_score: float | None = msgspec.field(default=None, name="fine-grained_score")
+    annotations: dict[str, Any] | None = None
+
+
+class Row(msgspec.Struct):
+    instruction: str
+    completions: list[Answer]
+    source: str = "ultrafeedback"
+
+
+def ultrafeedback(
+    row: Row,
+    *,
+    score: Literal["overall", "fine_grained", "mean_aspects"] = "overall",
+    repair_tens: bool = True,
+    system_prompt: Literal["drop", "keep"] = "drop",
+) -> Iterator[Rated]:
+    """UltraFeedback's raw rows: an instruction, and completions rated overall and by aspect."""
+    if not row.completions:
+        raise BadRow("no_completions", "the row lists no completions")
+    groups: dict[str | None, list[Completion]] = {}
+    for index, answer in enumerate(row.completions):
+        key = answer.custom_system_prompt if system_prompt == "keep" else None
+        groups.setdefault(key, []).append(_completion(index, answer, score, repair_tens))
+    for system, completions in groups.items():
+        prompt = [Message("system", system)] if system else []
+        yield Rated([*prompt, Message("user", row.instruction)], completions, row.source)
+
+
+def _completion(index: int, answer: Answer, score: str, repair_tens: bool) -> Completion:
+    aspects = [(name, rating) for name, value in (answer.annotations or {}).items() if (rating := _rating(value))]
+    mean = sum(rating for _, rating in aspects) / len(aspects) if aspects else None
+    value = {"overall": answer.overall_score, "fine_grained": answer.fine_grained_score, "mean_aspects": mean}[score]
+    reject = detail = None
+    if score == "overall" and repair_tens and value == 10:
+        if mean is None or 2 < mean <= 4:
+            seen = "no aspect is rated" if mean is None else f"the aspects' mean is {mean:g}"
+            reject, detail = "ambiguous_ten", f"an overall score of 10 may have meant 1, and {seen}"
+        elif mean <= 2:
+            value = 1.0
+    return Completion(index, answer.response, value, answer.model, aspects, reject, detail)
+
+
+def _rating(annotation: Any) -> float | None:
+    """The rating of one aspect, or None where it is missing, "N/A", or not above 0."""
+    if isinstance(annotation, list):
+        ratings = [rating for item in annotation if (rating := _rating(item)) is not None]
+        return sum(ratings) / len(ratings) if ratings else None
+    text = annotation.get("Rating") if isinstance(annotation, dict) else None
+    try:
+        rating = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return rating if math.isfinite(rating) and rating > 0 else None

@@ -1,0 +1,61 @@
+"""What `prefkit build-pairs` prints: the plan of a dry run, and the account at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from prefkit.manifest import Manifest
+from prefkit.pairs.options import Options
+
+
+def print_plan(options: Options, out: Path, workers: int, limit: int | None) -> None:
+    """The checked options with all defaults, the files, and where the result would go."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print_json(json.dumps(options.shown()))
+    files = [file for given in options.inputs for file in given.files]
+    size = sum(Path(file.path).stat().st_size for file in files)
+    parts = sum(max(1, -(-Path(file.path).stat().st_size // options.chunk_bytes)) for file in files)
+    of_each = f", the first {limit:,} rows of each" if limit else ""
+    console.print(
+        f"reads {len(files)} files, {size:,} bytes{of_each}, in about {parts} parts with {workers} workers",
+        markup=False,
+    )
+    console.print(f"writes to {out}; nothing was written now", markup=False)
+
+
+def print_record(record: Manifest, out: Path, seconds: float) -> None:
+    """A table of what came in, what fell at which stage and why, and what went out."""
+    table = Table(title=None, header_style="bold")
+    for name, justify in (
+        ("stage", "left"),
+        ("unit", "left"),
+        ("in", "right"),
+        ("rejected", "left"),
+        ("", "right"),
+        ("out", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for stage in record.stages:
+        reasons = sorted(stage.rejected.items(), key=lambda item: -item[1]) or [("–", 0)]
+        for number, (reason, count) in enumerate(reasons):
+            first = number == 0
+            table.add_row(
+                stage.stage if first else "",
+                stage.unit if first else "",
+                f"{stage.came_in:,}" if first else "",
+                reason,
+                f"{count:,}" if count else "",
+                f"{stage.went_out:,}" if first else "",
+            )
+    console = Console(highlight=False)
+    console.print(table)
+    train, test = record.rows("train"), record.rows("test")
+    console.print(
+        f"{train + test:,} pairs ({train:,} train, {test:,} test) in {out}, {seconds:.1f} s",
+        markup=False,
+        soft_wrap=True,
+    )

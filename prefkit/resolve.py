@@ -1,0 +1,122 @@
+"""A name in a pipeline file -> a function; its keyword-only parameters ARE the options.
+
+A pipeline file says `use = "prompt_length"` and gives `max_words = 100`. This module finds the function `prompt_length`
+in its stage's module (or anywhere, as `package.module:function`), checks the given options against the annotations
+of its keyword-only parameters, and fills in the defaults. There is no registry and no options class: adding a
+function to the module of its stage makes it usable, documented and checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from prefkit.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function by its address, with all its options: plain data that can be hashed, stored and sent to a worker."""
+
+    address: str  # "package.module:function"
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The bare function name: the reject reason, strategy tag and metric name."""
+        return self.address.rpartition(":")[2]
+
+    def function(self) -> Callable[..., Any]:
+        """The function with its options bound; what remains are its positional parameters."""
+        return functools.partial(load(self.address), **self.options)
+
+
+def load(address: str) -> Callable[..., Any]:
+    """Import `package.module:function`; UsageError where it does not exist."""
+    module_name, _, function_name = address.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f'"{address}": cannot import "{error.name}". Is it installed, or on PYTHONPATH?') from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = functions_of(module)
+        raise UsageError(f'"{address}": no function "{function_name}" there.{did_you_mean(function_name, known)}')
+    return function
+
+
+def functions_of(module: Any) -> list[str]:
+    """Names of the public functions that a module itself defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    ]
+
+
+def find(name: str, home: str, where: str) -> str:
+    """The address of `name`: itself if it is one, else in `home`, a module with functions or a package of modules.
+
+    In a package (`home` ends with a dot), each function lives in the module of its own name.
+    """
+    if ":" in name:
+        return name
+    if home.endswith("."):
+        package = importlib.import_module(home.rstrip("."))
+        known = _modules_of(package)
+    else:
+        known = functions_of(importlib.import_module(home))
+    if name not in known:
+        raise UsageError(f'{where}: there is no "{name}".{did_you_mean(name, known)}')
+    return f"{home}{name}:{name}" if home.endswith(".") else f"{home}:{name}"
+
+
+def _modules_of(package: Any) -> list[str]:
+    import pkgutil
+
+    return [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The options of a function: its keyword-only parameters, in order."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check(address: str, given: Mapping[str, Any], where: str) -> Call:
+    """Check `given` against the options of the function at `address` and fill in the defaults.
+
+    Raises UsageError for an unknown option (with the nearest known one), a missing one, or a value of the wrong type.
+    """
+    import pydantic
+
+    function = load(address)
+    known = options_of(function)
+    for key in given:
+        if key not in known:
+            raise UsageError(f'{where}: unknown option "{key}".{did_you_mean(key, known) or " It takes no options."}')
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
+        for key, parameter in known.items()
+    }
+    model = pydantic.create_model(
+        "Options", __config__=pydantic.ConfigDict(strict=False, protected_namespaces=()), **fields
+    )
+    try:
+        checked = model(**given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        shown = f", not {first['input']!r}" if first["type"] != "missing" else ""
+        raise UsageError(f"{where}: option {option}: {first['msg']}{shown}.") from error
+    return Call(address, {key: getattr(checked, key) for key in known})
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """First line of the docstring: what help texts, the data-set card and the report print."""
+    return (inspect.getdoc(function) or "").partition("\n")[0]

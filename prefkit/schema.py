@@ -1,0 +1,70 @@
+"""The three tables that flow through prefkit, as pyarrow schemas.
+
+CANDIDATES  a completion of a prompt a row, completions of one prompt adjacent     (inside `prefkit build-pairs`)
+PAIRS       a chosen and a rejected answer a row, pairs of one prompt adjacent     (the shards: the product)
+REJECTS     a raw row or a completion that is in no pair, with the one reason why  (nothing is dropped silently)
+
+`prompt`, `chosen` and `rejected` are message lists in TRL's explicit conversational format, so that TRL and `datasets`
+read the shards as they are.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+ASPECTS = pa.list_(pa.struct([("name", pa.string()), ("score", pa.float64())]))
+
+CANDIDATES = pa.schema(
+    [
+        ("prompt_id", pa.string()),  # 128-bit hash of the canonical prompt messages, as 32 hexadecimal digits
+        ("source", pa.string()),
+        ("prompt", MESSAGES),
+        ("completion_index", pa.int32()),  # position of the completion in its raw row, from 0
+        ("response", pa.string()),
+        ("model", pa.string()),
+        ("score", pa.float64()),  # null: not rated
+        ("aspects", ASPECTS),
+        ("origin_file", pa.string()),
+        ("origin_row", pa.int64()),  # line or row of the raw file, from 1
+        ("lang", pa.string()),
+        ("lang_prob", pa.float32()),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("pair_id", pa.string()),  # 128-bit hash of prompt_id, chosen and rejected
+        ("prompt_id", pa.string()),
+        ("source", pa.string()),
+        ("chosen_score", pa.float64()),
+        ("rejected_score", pa.float64()),
+        ("margin", pa.float64()),  # chosen_score - rejected_score, always positive
+        ("chosen_model", pa.string()),
+        ("rejected_model", pa.string()),
+        ("chosen_index", pa.int32()),  # completion_index of the two candidates: what `verify` counts by
+        ("rejected_index", pa.int32()),
+        ("strategy", pa.string()),
+        ("lang", pa.string()),
+        ("lang_prob", pa.float32()),
+        ("origin_file", pa.string()),
+        ("origin_row", pa.int64()),
+        ("cluster_id", pa.string()),  # prompt_id of the first prompt of the near-duplicate cluster
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        ("stage", pa.string()),  # read, filter, dedupe or binarize
+        ("reason", pa.string()),
+        ("origin_file", pa.string()),
+        ("origin_row", pa.int64()),
+        ("completion_index", pa.int32()),  # null: the whole raw row
+        ("prompt_id", pa.string()),  # null: the row has no readable prompt
+        ("detail", pa.string()),
+        ("raw", pa.binary()),  # the bytes of a row that could not be decoded, else null
+    ]
+)

@@ -1,0 +1,278 @@
+"""Tree attention: each token of a packed bin sees its own path, and nothing else.
+
+A bin (`prefkit.train.pack`) is one row of tokens, cut into segments. A segment continues a prefix of the path of the
+segment before it, so its queries see ``depth`` keys of that path and, causally, themselves: attention with n queries
+and ``m = depth + n`` keys whose causal mask is aligned bottom-right. That is one call of scaled dot-product attention
+(SDPA) a segment. No T x T mask is made, and different trees of a bin cost each other nothing. The first segment of a
+tree, the prompt with a completion, has no gathered keys and takes the plain causal kernel.
+
+The keys of a path are built by recursion, ``path(s) = path(s - 1)[:depth] + own(s)``.
+Queries, keys and values are cut by one ``split`` each, whose backward is one concatenation; slicing a segment at a time
+would write a gradient of the size of the whole bin for every segment. The copies of shared keys are the price of
+needing no special kernel: ``sum(depths)`` rows a layer, a few percent of the bin's activations.
+
+The function is registered with transformers' ``AttentionInterface``, and the segments travel through the model's
+forward as a keyword argument. Since transformers builds masks only for the implementations it knows, none is built
+here (nor is its packed-sequence detection run), so everything that a model says by its mask must be said by arguments:
+``sliding_window``, ``softcap`` and ``s_aux`` are honoured, whatever else is not understood is refused. Soft caps and
+sinks are outside SDPA's vocabulary and take a plain softmax, n x m scores a segment.
+
+Without segments every row of the batch is a sequence of its own, causal, padded at the right if at all. That is the
+reference that trees are tested against.
+
+Shape suffixes: B batch, H heads, N queries, M keys, D width of a head, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface
+
+from prefkit.errors import TrainError
+from prefkit.train.pack import Segments, Sequence, build_tree, collate
+
+NAME = "prefkit_tree"
+
+# Arguments that reach every attention function and say nothing about who attends to whom.
+_HARMLESS = {"position_ids", "position_embeddings", "cache_position", "use_cache", "output_attentions", "is_causal"}
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+# Segments differ from bin to bin: compiled layers break here instead of being traced again for each.
+@torch.compiler.disable
+def tree_attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of each segment to its path, as transformers calls it: returns [B, T, H, D] and no weights."""
+    window = _window(module, others)
+    _refuse_unknown(module, attention_mask, others)
+    tokens = query_BHTD.shape[2]
+    if key_BHTD.shape[2] != tokens:
+        raise TrainError(
+            f"{NAME} attention is for training and has no key-value cache; call the model with use_cache=False."
+        )
+    if segments is None:
+        segments = Segments(lengths=[tokens], depths=[0])
+    scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    device = query_BHTD.device.type
+    if torch.is_autocast_enabled(device):
+        # Rotated queries and keys come in float32; autocast would cast them for SDPA, but does not see a `CausalBias`.
+        dtype = torch.get_autocast_dtype(device)
+        query_BHTD, key_BHTD, value_BHTD = query_BHTD.to(dtype), key_BHTD.to(dtype), value_BHTD.to(dtype)
+
+    queries = query_BHTD.split(segments.lengths, dim=2)
+    keys = list(key_BHTD.split(segments.lengths, dim=2))
+    values = list(value_BHTD.split(segments.lengths, dim=2))
+    outputs = []
+    for s, depth in enumerate(segments.depths):
+        if depth:
+            keys[s] = torch.cat([keys[s - 1][:, :, :depth], keys[s]], dim=2)
+            values[s] = torch.cat([values[s - 1][:, :, :depth], values[s]], dim=2)
+        outputs.append(_attend(queries[s], keys[s], values[s], scale, dropout, window, softcap, s_aux))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query_BHND: Tensor,
+    key_BHMD: Tensor,
+    value_BHMD: Tensor,
+    scale: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """N queries at the end of a path of M keys; query i sees the keys up to M - N + i, the last `window` of them."""
+    n, m = query_BHND.shape[2], key_BHMD.shape[2]
+    if window is not None and m <= window:
+        window = None
+    if window is not None:
+        # No query reaches further back than the first one's window.
+        first = max(0, m - n - window + 1)
+        key_BHMD, value_BHMD, m = key_BHMD[:, :, first:], value_BHMD[:, :, first:], m - first
+    if softcap is not None or sinks_H is not None:
+        mask_NM = _visible(n, m, window, query_BHND.device)
+        return _softmax_attention(query_BHND, key_BHMD, value_BHMD, mask_NM, scale, dropout, softcap, sinks_H)
+    if window is not None:
+        # SDPA's fast kernels take grouped heads or a mask, not both.
+        groups = query_BHND.shape[1] // key_BHMD.shape[1]
+        key_BHMD, value_BHMD = _repeat_heads(key_BHMD, groups), _repeat_heads(value_BHMD, groups)
+        mask: Tensor | None = _visible(n, m, window, query_BHND.device)
+    else:
+        mask = causal_lower_right(n, m) if n < m else None
+    return F.scaled_dot_product_attention(
+        query_BHND,
+        key_BHMD,
+        value_BHMD,
+        attn_mask=mask,
+        is_causal=mask is None,
+        dropout_p=dropout,
+        scale=scale,
+        enable_gqa=query_BHND.shape[1] != key_BHMD.shape[1],
+    )
+
+
+def _softmax_attention(
+    query_BHND: Tensor,
+    key_BHMD: Tensor,
+    value_BHMD: Tensor,
+    mask_NM: Tensor,
+    scale: float,
+    dropout: float,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """Attention by its definition, for what SDPA has no argument for."""
+    groups = query_BHND.shape[1] // key_BHMD.shape[1]
+    scores_BHNM = query_BHND @ _repeat_heads(key_BHMD, groups).transpose(2, 3) * scale
+    if softcap is not None:
+        scores_BHNM = softcap * torch.tanh(scores_BHNM / softcap)
+    scores_BHNM = scores_BHNM.masked_fill(~mask_NM, float("-inf"))
+    if sinks_H is None:
+        weights_BHNM = scores_BHNM.softmax(-1, dtype=torch.float32)
+    else:
+        # A sink is one more key that takes weight and returns nothing.
+        sinks_BHN1 = sinks_H.view(1, -1, 1, 1).expand(*scores_BHNM.shape[:3], 1).to(scores_BHNM.dtype)
+        weights_BHNM = torch.cat([scores_BHNM, sinks_BHN1], -1).softmax(-1, dtype=torch.float32)[..., :-1]
+    weights_BHNM = F.dropout(weights_BHNM.to(query_BHND.dtype), dropout)
+    return weights_BHNM @ _repeat_heads(value_BHMD, groups)
+
+
+def _visible(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
+    """[n, m] booleans: the last n of m positions as queries, causal and within the window."""
+    distance_NM = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
+    visible_NM = distance_NM >= 0
+    return visible_NM if window is None else visible_NM & (distance_NM < window)
+
+
+def _repeat_heads(states_BHMD: Tensor, groups: int) -> Tensor:
+    return states_BHMD if groups == 1 else states_BHMD.repeat_interleave(groups, dim=1)
+
+
+def _window(module: nn.Module, others: dict[str, Any]) -> int | None:
+    """The layer's sliding window, refusing models that express theirs by the mask alone."""
+    if "sliding_window" in others:
+        return others.pop("sliding_window")
+    config = getattr(module, "config", None)
+    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
+        raise TrainError(f"{type(module).__name__} has a sliding window and does not tell its attention function.")
+    return None
+
+
+def _refuse_unknown(module: nn.Module, attention_mask: Tensor | None, others: dict[str, Any]) -> None:
+    name = type(module).__name__
+    if attention_mask is not None:
+        raise TrainError(f"{name} makes an attention mask of its own, which a token tree would have to follow.")
+    if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise TrainError(f"{name} is not causal: a completion would change its prompt.")
+    unknown = [key for key, value in others.items() if key not in _HARMLESS and value is not None]
+    if unknown:
+        raise TrainError(f"{name} passes {', '.join(unknown)} to its attention, which token trees do not know.")
+
+
+AttentionInterface.register(NAME, tree_attention)
+
+
+def enable(model: nn.Module) -> None:
+    """Make `model` compute its attention along token trees. Call after `supports` found nothing against it."""
+    unwrap(model).set_attn_implementation(NAME)
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers model inside a peft model, or the model itself."""
+    inner: Any = model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def backbone(causal_lm: Any) -> Any:
+    """The layers below the output head: token ids in, `last_hidden_state` out."""
+    inner = causal_lm.base_model
+    if inner is causal_lm:
+        raise TrainError(f"{type(causal_lm).__name__} does not say which of its modules lies below its output head.")
+    return inner
+
+
+def supports(model: nn.Module) -> str | None:
+    """None if token trees give this model's own result, else the reason why not, as a phrase for the user.
+
+    What the configuration tells is asked first. Then a tree of a few tokens goes through the model and is compared with
+    its own attention, since an architecture can say things in its code that no configuration shows. Weights must be
+    loaded; the model is left as it was.
+    """
+    causal_lm = unwrap(model)
+    config = causal_lm.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or []) - _KNOWN_LAYERS
+    name = type(causal_lm).__name__
+    if getattr(causal_lm.config, "is_encoder_decoder", False):
+        return f"{name} is an encoder-decoder"
+    if getattr(causal_lm, "_is_stateful", False):
+        return f"{name} has recurrent layers, which read tokens in one order only"
+    if layers:
+        return f"{name} has layers of type {', '.join(sorted(layers))}"
+    if not getattr(causal_lm, "_supports_attention_backend", False) or not causal_lm._can_set_attn_implementation():
+        return f"{name} does not use transformers' attention interface"
+    if any(getattr(peft, "is_prompt_learning", False) for peft in getattr(model, "peft_config", {}).values()):
+        return "prompt-learning adapters put virtual tokens before every row"
+    return _probe(causal_lm)
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """How long a sequence may be before the model's rotary embedding depends on what else is in the batch, or None.
+
+    "dynamic" and "longrope" scaling choose their frequencies by the largest position of the whole batch once it exceeds
+    the original context, so log-probabilities would change with the packing. Up to there they are constant.
+    """
+    config = unwrap(model).config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind == "dynamic":
+        return config.max_position_embeddings
+    return rope["original_max_position_embeddings"] if kind == "longrope" else None
+
+
+@torch.no_grad()
+def _probe(causal_lm: Any) -> str | None:
+    """Compare a small tree with the same two sequences under the model's own attention."""
+    vocabulary = causal_lm.config.get_text_config().vocab_size
+    prompt, chosen, rejected = ((torch.arange(7) * step + step) % vocabulary for step in (3, 5, 7))
+    rows = torch.stack([torch.cat([prompt, chosen]), torch.cat([prompt, rejected])])
+    sequences = [Sequence(row.numpy(), len(prompt)) for row in rows]
+    bin = collate([build_tree(sequences, [(0, 1)], pair_rows=[0], sequence_rows=[0, 1])]).to(causal_lm.device)
+    own, training = causal_lm.config._attn_implementation, causal_lm.training
+    layers = backbone(causal_lm)
+    causal_lm.eval()
+    try:
+        expected_2LD = layers(input_ids=rows.to(causal_lm.device), use_cache=False).last_hidden_state
+        causal_lm.set_attn_implementation(NAME)
+        tree = layers(
+            input_ids=bin.input_ids_1T, position_ids=bin.position_ids_1T, segments=bin.segments, use_cache=False
+        )
+    except TrainError as refusal:
+        return str(refusal)
+    finally:
+        causal_lm.set_attn_implementation(own)
+        causal_lm.train(training)
+    # Hidden states that predict a completion token, of both sequences in turn.
+    found_ED = tree.last_hidden_state[0, bin.entry_source_C[bin.incidence_entry_E]].float()
+    expected_ED = expected_2LD[:, len(prompt) - 1 : -1].flatten(0, 1).float()
+    error_E = (found_ED - expected_ED).norm(dim=-1) / expected_ED.norm(dim=-1)
+    # Half precision rounds, and may send a token of a mixture to another expert: a median, not a maximum.
+    tolerance = 1e-3 if expected_2LD.dtype == torch.float32 else 5e-2
+    if error_E.median() > tolerance:
+        return f"token trees change the hidden states of {type(causal_lm).__name__} by {error_E.median():.1e}"
+    return None

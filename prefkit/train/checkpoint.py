@@ -1,0 +1,107 @@
+"""Checkpoints: all that a phase needs to go on at step n; a crash at any moment costs no more than the steps since.
+
+RUN/<phase>/checkpoints/step-00000100/ holds `weights.safetensors` (the parameters that learn: all, or the LoRA
+adapter), `optimizer.safetensors` (AdamW's two moments and step count of each), and `state.json` (the step, the
+counters, the length of the metrics log, the hash of the weights that the phase started from). Schedule, order of the
+data and reference are functions of the options and the step, so nothing else is needed; the random state goes along
+for LoRA's dropout. A folder is written under another name, flushed to disk, and renamed: one that has its name is
+complete. Only tensors and JSON are read back, never pickles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from prefkit.train.policy import Policy
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` at once when all is written, and vanishes if writing fails."""
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            _flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _flush(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def save(
+    folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
+) -> None:
+    """Write the checkpoint of `step`, then delete all but the last `keep`."""
+    parameters = policy.trained()
+    moments = {
+        f"{name}.{moment}": optimizer.state[parameter][moment].cpu()
+        for name, parameter in parameters.items()
+        if parameter in optimizer.state  # empty before the first step
+        for moment in MOMENTS
+    }
+    random = {"random_state": torch.get_rng_state()}
+    if policy.device.type == "cuda":
+        random["cuda_random_state"] = torch.cuda.get_rng_state()
+    with whole_folder(folder / f"step-{step:08d}") as target:
+        save_file(
+            {name: p.detach().cpu().contiguous() for name, p in parameters.items()}, target / "weights.safetensors"
+        )
+        save_file({**moments, **random}, target / "optimizer.safetensors")
+        (target / "state.json").write_text(json.dumps({"step": step, **state}))
+    for old in _finished(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def latest_state(folder: Path) -> dict[str, Any] | None:
+    """What `save` was given as state, and the step, of the newest checkpoint; None if there is none."""
+    found = _finished(folder)
+    return json.loads((found[-1] / "state.json").read_text()) if found else None
+
+
+def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights, optimiser and random state of the newest checkpoint into place."""
+    newest = _finished(folder)[-1]
+    weights = load_file(newest / "weights.safetensors")
+    tensors = load_file(newest / "optimizer.safetensors")
+    parameters = policy.trained()
+    assert weights.keys() == parameters.keys(), "the options are the run's own, so the parameters must be"
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    for name, parameter in parameters.items():
+        if f"{name}.step" in tensors:
+            # AdamW keeps its step count on the CPU unless it is fused on a GPU; `load_state_dict` knows where.
+            optimizer.state[parameter] = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
+    optimizer.load_state_dict(optimizer.state_dict())
+    torch.set_rng_state(tensors["random_state"])
+    if policy.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["cuda_random_state"])
+
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,240 @@
+"""How well does a model know the test split's preferences? Log-probabilities of pairs -> accuracy, margins, by slice.
+
+Two questions, and two families of figures:
+
+    logps/…     Does the model itself find the chosen answer likelier? `logps/accuracies` compares summed
+    log-probabilities,
+                `logps/accuracies_per_token` their means over tokens (sums favour short answers). Needs no reference.
+    rewards/…   Has the model moved towards the chosen answer, seen from the reference? The implicit reward of DPO is
+                beta x (log-probability minus the reference's); before any training it is 0 everywhere, and accuracy
+                1/2.
+
+An exact tie counts half. Every accuracy comes with its 95 % Wilson interval, which takes pairs as independent: with
+several pairs a prompt it is somewhat too narrow. The same functions evaluate during training and serve `prefkit
+evaluate`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from prefkit import manifest as manifests
+from prefkit.errors import DataError, TrainError, UsageError
+from prefkit.manifest import Manifest
+from prefkit.train import chat, policy, reference, tokenizer
+from prefkit.train.chat import LengthPolicy, Message, Tokenising
+from prefkit.train.losses import LogProbs, LossOutput, sigmoid
+from prefkit.train.metrics import Progress, Silent
+from prefkit.train.objective import per_pair, preferred
+from prefkit.train.policy import Dtype
+from prefkit.train.stream import Examples
+
+SLICES = ("source", "lang")
+Z_95 = 1.959964
+
+OfPairs = Callable[[LogProbs, LogProbs | None], LossOutput]
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    data: Path,
+    reference_model: str | Path | None = None,
+    split: str = "test",
+    beta: float = 0.1,
+    max_length: int | None = 1024,
+    max_length_policy: LengthPolicy = "truncate",
+    max_tokens: int = 8192,
+    dtype: Dtype = "float32",
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Figures of a model on one split of a data set, over all pairs and by source and language.
+
+    With a reference model: the DPO loss at `beta`, and reward accuracy and margins. Without: log-probability accuracy
+    alone. Raises PrefkitError for a split without pairs, a model that is not there, or a tokenizer without a chat
+    template.
+    """
+    progress = progress or Silent()
+    policy.quiet_transformers()
+    manifest = manifests.read(data)
+    if not manifest.rows(split):
+        raise DataError(f'{data}: the split "{split}" has no pairs. Splits: {splits(manifest)}.')
+    words = tokenizer.load_tokenizer(model, trust_remote_code=trust_remote_code)
+    tokenizer.set_chat_template(words, chat_template, Path())
+    how = Tokenising(max_length, max_length_policy, column=None)
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = chat.cache_folder(data, cache, Path(scratch))
+        store = chat.tokenise(data, manifest, split, words, how, cache=cache, progress=progress)
+        examples = Examples.of(store)
+        if not store.counts["examples"]:
+            raise TrainError(f"no pair can be evaluated: {store.summary}. Raise max_length?")
+
+        def logps(name: str | Path, stage: str) -> np.ndarray:
+            weights = policy.load(name, trust_remote_code=trust_remote_code)
+            policy.check_fits(weights, words, store.counts["longest"])
+            ready = policy.ready(weights, dtype=dtype)
+            return reference.compute(ready, examples, max_tokens, progress=progress, stage=stage)
+
+        of_model = logps(model, "evaluating")
+        of_reference = None if reference_model is None else logps(reference_model, "reference")
+        origins = origin_columns(data, manifest, split, examples)
+    of_pairs = None if of_reference is None else lambda p, r: sigmoid(p, r, beta=beta)
+    figures = pair_figures(of_pairs, examples, of_model, of_reference)
+    return {
+        "model": str(model),
+        "reference": None if reference_model is None else str(reference_model),
+        "split": split,
+        "data_hash": manifest.data_hash,
+        "beta": None if reference_model is None else beta,
+        "counts": store.counts,
+        **summary(figures, np.ones(len(examples.pairs()), dtype=bool)),
+        **{f"by_{name}": by_slice(figures, values) for name, values in origins.items()},
+    }
+
+
+def pair_figures(
+    of_pairs: OfPairs | None, examples: Examples, logps: np.ndarray, reference_logps: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """One value a pair of everything that is reported; without `of_pairs` nothing that needs a loss."""
+    pairs, lengths = torch.from_numpy(examples.pairs()), torch.from_numpy(examples.lengths())
+
+    def sides(array: np.ndarray) -> LogProbs:
+        values = torch.from_numpy(array)
+        return LogProbs(values[pairs[:, 0]], values[pairs[:, 1]], lengths[pairs[:, 0]], lengths[pairs[:, 1]])
+
+    own = sides(logps)
+    if of_pairs is None:
+        columns = {"logps/chosen": own.chosen_P, "logps/rejected": own.rejected_P}
+    else:
+        columns = per_pair(of_pairs(own, None if reference_logps is None else sides(reference_logps)), own)
+    columns["logps/accuracies"] = preferred(own.chosen_P, own.rejected_P)
+    per_token = own.chosen_P / own.chosen_length_P, own.rejected_P / own.rejected_length_P
+    columns["logps/accuracies_per_token"] = preferred(*per_token)
+    return {name: values.double().numpy() for name, values in columns.items()}
+
+
+def summary(figures: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, Any]:
+    """Means over the pairs that `chosen` selects; accuracies with the two ends of their 95 % interval."""
+    pairs = int(chosen.sum())
+    result: dict[str, Any] = {"pairs": pairs}
+    for name, values in figures.items():
+        result[name] = float(values[chosen].mean())
+        if "accuracies" in name:
+            result[f"{name}_low"], result[f"{name}_high"] = wilson(float(values[chosen].sum()), pairs)
+    return result
+
+
+def by_slice(figures: dict[str, np.ndarray], values: list[str]) -> dict[str, Any]:
+    """`summary` of the pairs of each value, largest slice first."""
+    array = np.array(values, dtype=object)
+    names, counts = np.unique(array.astype(str), return_counts=True)
+    return {str(names[i]): summary(figures, array == names[i]) for i in np.argsort(-counts, kind="stable")}
+
+
+def wilson(successes: float, trials: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927): sensible also near 0 and 1, and for few trials."""
+    share, z2 = successes / trials, Z_95 * Z_95
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def origin_columns(data: Path, manifest: Manifest, split: str, examples: Examples) -> dict[str, list[str]]:
+    """Source and language of every pair of the store."""
+    parts: dict[str, list[str]] = {name: [] for name in SLICES}
+    for shard, view in zip(manifest.of_split(split), examples.shards, strict=True):
+        table = pq.read_table(data / shard.path, columns=list(SLICES)).take(view.pair_rows)
+        for name in SLICES:
+            parts[name] += [value or "unknown" for value in table[name].to_pylist()]
+    return parts
+
+
+def splits(manifest: Manifest) -> str:
+    """The splits that a data set has, for a message."""
+    return ", ".join(dict.fromkeys(shard.split for shard in manifest.shards if shard.split != "rejects"))
+
+
+@torch.no_grad()
+def generate(
+    model: Any, words: Any, prompts: Iterable[list[Message]], *, max_new_tokens: int = 256, batch_size: int = 32
+) -> list[str]:
+    """The greedy answer of a model to each prompt, with its own chat template; `words` is the model's tokenizer.
+
+    Prompts of similar length go through together, padded on the left, with transformers' own attention.
+    """
+    if max_new_tokens < 1:
+        raise UsageError("max_new_tokens must be at least 1.")
+    model.set_attn_implementation("sdpa")
+    training = model.training
+    model.eval()
+    tokens = chat.encode(words, list(prompts), open_turn=True)
+    pad = words.pad_token_id if words.pad_token_id is not None else words.eos_token_id
+    answers = [""] * len(tokens)
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    for first in range(0, len(order), batch_size):
+        members = order[first : first + batch_size]
+        width = len(tokens[members[-1]])
+        ids = torch.full((len(members), width), pad)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(members):
+            ids[row, width - len(tokens[i]) :] = torch.from_numpy(tokens[i].astype(np.int64))
+            mask[row, width - len(tokens[i]) :] = 1
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=model.generation_config.eos_token_id or words.eos_token_id,
+        )
+        for row, i in enumerate(members):
+            answers[i] = words.decode(output[row, width:], skip_special_tokens=True).strip()
+    model.train(training)
+    return answers
+
+
+def render(result: dict[str, Any], console: Any) -> None:
+    """Print what `evaluate` returned as a table: all pairs first, then each slice."""
+    from rich.table import Table
+
+    table = Table(title=f"{result['model']} on {result['split']} ({result['data_hash'][:12]})", title_justify="left")
+    rewards = result["reference"] is not None
+    accuracy = "rewards/accuracies" if rewards else "logps/accuracies"
+    heads = [
+        "",
+        "pairs",
+        "accuracy",
+        "95 %",
+        "per token",
+        *(["loss", "margin", "chosen", "rejected"] if rewards else []),
+    ]
+    for head in heads:
+        table.add_column(head, justify="left" if not head else "right")
+
+    def add(label: str, row: dict[str, Any]) -> None:
+        cells = [
+            f"{row['pairs']:,}",
+            f"{row[accuracy]:.3f}",
+            f"{row[accuracy + '_low']:.3f}–{row[accuracy + '_high']:.3f}",
+        ]
+        cells.append(f"{row['logps/accuracies_per_token']:.3f}")
+        if rewards:
+            cells += [f"{row[name]:.4f}" for name in ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")]
+        table.add_row(label, *cells)
+
+    add("all", result)
+    for name in SLICES:
+        for value, row in result[f"by_{name}"].items():
+            add(f"{name} {value}", row)
+    console.print(table)

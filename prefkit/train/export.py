@@ -1,0 +1,73 @@
+"""The model that a phase leaves: a standard Hugging Face folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+Weights are float32 safetensors, as trained, so that the next phase and the reference start from exactly these
+numbers. A LoRA adapter is merged into them; the adapter alone is kept in `adapter/`. The folder appears at once or
+not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefkit.train.checkpoint import whole_folder
+from prefkit.train.options import TrainOptions
+from prefkit.train.policy import Policy
+
+SHOWN = ("loss", "logps/accuracies", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
+
+
+def export(policy: Policy, tokenizer: Any, target: Path, card: str) -> None:
+    """Write model, tokenizer, generation settings and model card to `target`.
+
+    A policy with an adapter is merged, and so spent.
+    """
+    model = policy.model
+    with whole_folder(target) as folder:
+        if policy.has_adapter:
+            model.save_pretrained(folder / "adapter")
+            model = model.merge_and_unload()
+        settings = model.generation_config
+        if settings is not None and settings.eos_token_id is None:
+            settings.eos_token_id = tokenizer.eos_token_id
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def model_card(options: TrainOptions, data_hash: str, reports: dict[str, Any], version: str) -> str:
+    """The README of a model: data set, options and held-out figures, with the front matter that the Hub reads."""
+    model = options.model
+    base = (
+        f"base_model: {model.path}\n"
+        if model.path and model.path.count("/") == 1 and not model.path.startswith(".")
+        else ""
+    )
+    phases = "\n".join(_phase_section(name, report) for name, report in reports.items())
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}"
+        "tags:\n- prefkit\n- preference-optimization\n---\n\n"
+        f"# A model aligned with prefkit {version}\n\n"
+        f"Started from {model.path or 'random weights'}. Trained on the preference data set with hash\n`{data_hash}`\n"
+        f"(SHA-256 over its shards).\n\n{phases}\n"
+        f"## Options\n\n```json\n{json.dumps(options.table(), indent=1, ensure_ascii=False)}\n```\n"
+    )
+
+
+def _phase_section(name: str, report: dict[str, Any]) -> str:
+    before, after = report["eval_before"], report["eval_after"]
+    lines = [f"## Phase {name}\n", f"{report['steps']} steps."]
+    if before is None:
+        return "\n".join([*lines, "The data set has no test split, so nothing was held out.\n"])
+    lines += [f"On {after['eval_pairs']} held-out examples:\n", "| | before | after |", "|---|---|---|"]
+    for figure in SHOWN:
+        if f"eval_{figure}" in after:
+            lines.append(f"| {figure} | {_figure(before, figure)} | {_figure(after, figure)} |")
+    return "\n".join([*lines, ""])
+
+
+def _figure(line: dict[str, Any], name: str) -> str:
+    shown = f"{line[f'eval_{name}']:.4f}"
+    low, high = line.get(f"eval_{name}_low"), line.get(f"eval_{name}_high")
+    return shown if low is None else f"{shown} ({low:.3f}–{high:.3f})"

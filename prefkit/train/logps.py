@@ -1,0 +1,245 @@
+"""Hidden states -> log-probabilities of completion tokens, never the full logits.
+
+For a vocabulary of 128k and a bin of 8k tokens, float32 logits are 4 GB, and a log-softmax with its gradient three
+times that: more than the rest of a small model. Two things avoid it. Only the hidden states that predict a completion
+token reach the head; prompts never do. And the head runs in chunks, forward and backward: forward keeps one number a
+token (its log-normaliser), backward computes the chunk's logits again and from them the gradients of hidden states
+and of the weight. Memory is one chunk; the price is one of four matrix products of the head, computed twice.
+
+The projection runs in the dtype of the model's own head (or of autocast), the softmax in float32. A frozen head gets no
+gradient computed.
+
+The model is called, not its parts: the completion head takes the place of its forward for the duration of the call, so
+that whatever wraps the model (peft, FSDP) runs its hooks around it.
+
+Shape suffixes: T tokens, C entries (hidden state, target), E (entry, sequence) incidences, Q sequences, P pairs,
+D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from prefkit.errors import TrainError
+from prefkit.train.attention import backbone, position_limit, unwrap
+from prefkit.train.losses import LogProbs
+from prefkit.train.pack import Bin
+
+CHUNK_LOGITS = 2**26  # float32 logits that exist at a time: 256 MB, 512 tokens of a vocabulary of 128k
+
+
+def token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
+    """Log-probability of each entry of the bin, float32 [C]: one pass over its token trees.
+
+    The model must have been given to `attention.enable`.
+    """
+    _check_positions(model, bin)
+
+    def forward(causal_lm: Any) -> Tensor:
+        hidden_1TD = backbone(causal_lm)(
+            input_ids=bin.input_ids_1T, position_ids=bin.position_ids_1T, segments=bin.segments, use_cache=False
+        ).last_hidden_state
+        return _head(causal_lm, hidden_1TD[0].index_select(0, bin.entry_source_C), bin.entry_target_C, chunk_logits)
+
+    return _call_as_forward(model, bin.input_ids_1T, forward)
+
+
+def padded_token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
+    """The same numbers as `token_logps`, float32 [C], by one right-padded row a sequence and nothing shared.
+
+    For models that token trees do not fit (recurrent layers), and the reference that trees are tested against. A
+    token that several sequences share is read off the last of them.
+    """
+    _check_positions(model, bin)
+    rows_QL = pad_sequence([bin.input_ids_1T[0, path] for path in _sequence_paths(bin)], batch_first=True)
+    lengths_Q = bin.sequence_length_Q
+    first_E = (lengths_Q.cumsum(0) - lengths_Q).repeat_interleave(lengths_Q)
+    source_E = torch.arange(len(first_E), device=first_E.device) - first_E
+    source_E += (bin.sequence_end_Q - lengths_Q).repeat_interleave(lengths_Q)
+    row_E = torch.arange(len(lengths_Q), device=first_E.device).repeat_interleave(lengths_Q)
+    flat_C = torch.empty_like(bin.entry_source_C)
+    flat_C[bin.incidence_entry_E] = row_E * rows_QL.shape[1] + source_E
+
+    def forward(causal_lm: Any) -> Tensor:
+        hidden_QLD = backbone(causal_lm)(input_ids=rows_QL, use_cache=False).last_hidden_state
+        return _head(causal_lm, hidden_QLD.flatten(0, 1).index_select(0, flat_C), bin.entry_target_C, chunk_logits)
+
+    return _call_as_forward(model, rows_QL, forward)
+
+
+def sequence_sums(token_logps_C: Tensor, bin: Bin) -> Tensor:
+    """Summed log-probability of each sequence's completion [Q]."""
+    return torch.segment_reduce(
+        token_logps_C.index_select(0, bin.incidence_entry_E), "sum", lengths=bin.sequence_length_Q
+    )
+
+
+def pair_logps(sums_Q: Tensor, bin: Bin) -> LogProbs:
+    """What a loss takes: the sequences' sums and lengths, chosen and rejected of each pair of the bin."""
+    chosen_P, rejected_P = bin.pairs_P2.unbind(1)
+    return LogProbs(
+        chosen_P=sums_Q.index_select(0, chosen_P),
+        rejected_P=sums_Q.index_select(0, rejected_P),
+        chosen_length_P=bin.sequence_length_Q[chosen_P],
+        rejected_length_P=bin.sequence_length_Q[rejected_P],
+    )
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Raise TrainError unless the model's own forward gives the log-probabilities computed here.
+
+    Models scale or cap their logits after the head, each under another name. The ones known here are followed; this
+    finds the others, for the price of a forward pass of eight tokens. Call it once, when the weights are loaded.
+    """
+    causal_lm = unwrap(model)
+    training = causal_lm.training
+    causal_lm.eval()
+    tokens_1T = torch.arange(1, 9, device=causal_lm.device)[None]
+    logits_TV = causal_lm(input_ids=tokens_1T, use_cache=False).logits[0, :-1].float()
+    hidden_TD = backbone(causal_lm)(input_ids=tokens_1T, use_cache=False).last_hidden_state[0, :-1]
+    causal_lm.train(training)
+    expected_T = logits_TV.log_softmax(-1).gather(1, tokens_1T[0, 1:, None])[:, 0]
+    found_T = _head(causal_lm, hidden_TD, tokens_1T[0, 1:], CHUNK_LOGITS)
+    tolerance = 1e-3 if logits_TV.dtype == hidden_TD.dtype == torch.float32 else 5e-2
+    if not torch.allclose(found_T, expected_T, rtol=tolerance, atol=tolerance):
+        raise TrainError(
+            f"{type(causal_lm).__name__} changes its logits after the head in a way that prefkit does not know: "
+            f"its own log-probabilities differ by {(found_T - expected_T).abs().max():.2g}."
+        )
+
+
+def _check_positions(model: nn.Module, bin: Bin) -> None:
+    limit = position_limit(model)
+    if limit is not None and bin.max_position >= limit:
+        raise TrainError(
+            f"a sequence of {bin.max_position + 1} tokens exceeds the {limit} up to which this model's rotary "
+            f"embedding does not depend on the rest of the batch: set max_length = {limit} or less."
+        )
+
+
+def _call_as_forward(model: nn.Module, input_ids: Tensor, forward: Callable[[Any], Tensor]) -> Tensor:
+    """Call `model`, wrappers and hooks and all, with `forward(causal_lm)` in place of the innermost model's forward."""
+    causal_lm = unwrap(model)
+    causal_lm.forward = lambda *_, **__: forward(causal_lm)
+    try:
+        return model(input_ids=input_ids)
+    finally:
+        del causal_lm.forward
+
+
+def _sequence_paths(bin: Bin) -> list[Tensor]:
+    """Offsets in the bin of each sequence's tokens."""
+    own = torch.arange(bin.input_ids_1T.shape[1], device=bin.input_ids_1T.device).split(bin.segments.lengths)
+    paths: list[Tensor] = []
+    for tokens, depth in zip(own, bin.segments.depths, strict=True):
+        paths.append(torch.cat([paths[-1][:depth], tokens]) if depth else tokens)
+    ends = zip(bin.sequence_segment_Q.tolist(), bin.sequence_end_Q.tolist(), strict=True)
+    return [paths[segment][: end + 1] for segment, end in ends]
+
+
+def _head(causal_lm: Any, hidden_CD: Tensor, target_C: Tensor, chunk_logits: int) -> Tensor:
+    """Log-probabilities of the targets under the model's output head."""
+    head = causal_lm.get_output_embeddings()
+    config = causal_lm.config.get_text_config()
+    scale, cap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    chunk = max(1, chunk_logits // config.vocab_size)
+    if type(head) is not nn.Linear:
+        # An adapter on the head, or whatever else it is: call it, and let checkpointing recompute it.
+        chunks = zip(hidden_CD.split(chunk), target_C.split(chunk), strict=True)
+        parts = [checkpoint(_module_logps, head, h, t, scale, cap, use_reentrant=False) for h, t in chunks]
+        return torch.cat(parts) if parts else hidden_CD.new_zeros(0, dtype=torch.float32)
+    device = hidden_CD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    return _ChunkedLogps.apply(hidden_CD.to(dtype), head.weight.to(dtype), bias, target_C, scale, cap, chunk)
+
+
+def _logit_scale(config: Any) -> float:
+    """The factor between the head's output and the logits, under the names that architectures have given it."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere; Muse; Falcon-H1
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = getattr(config, "logits_scaling", None)  # HyperCLOVA X multiplies by it, Granite divides
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1 / scaling
+
+
+def _module_logps(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, scale: float, cap: float | None) -> Tensor:
+    logits_CV = _scaled_and_capped(head(hidden_CD), scale, cap)
+    return logits_CV.gather(1, target_C[:, None])[:, 0] - logits_CV.logsumexp(-1)
+
+
+def _scaled_and_capped(logits_CV: Tensor, scale: float, cap: float | None) -> Tensor:
+    """The logits that the model means, in float32 (float64 stays)."""
+    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    if scale != 1.0:
+        logits_CV = logits_CV * scale
+    return logits_CV if cap is None else cap * torch.tanh(logits_CV / cap)
+
+
+class _ChunkedLogps(torch.autograd.Function):
+    """log softmax(cap(scale (hidden W^T + b)))[target], a chunk of rows at a time in both directions.
+
+    With p the softmax and g the incoming gradient, d/dlogits = g (onehot(target) - p); the cap and the scale multiply
+    it by ``scale (1 - (logits / cap)^2)``, and the rest is the backward of a linear layer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_CD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_C: Tensor,
+        scale: float,
+        cap: float | None,
+        chunk: int,
+    ) -> Tensor:
+        dtype = torch.promote_types(weight_VD.dtype, torch.float32)
+        logps_C = torch.empty(len(target_C), dtype=dtype, device=target_C.device)
+        normaliser_C = torch.empty_like(logps_C)
+        for start in range(0, len(target_C), chunk):
+            rows = slice(start, start + chunk)
+            logits_CV = _scaled_and_capped(F.linear(hidden_CD[rows], weight_VD, bias_V), scale, cap)
+            normaliser_C[rows] = logits_CV.logsumexp(-1)
+            logps_C[rows] = logits_CV.gather(1, target_C[rows, None])[:, 0] - normaliser_C[rows]
+        ctx.save_for_backward(hidden_CD, weight_VD, bias_V, target_C, normaliser_C)
+        ctx.scale, ctx.cap, ctx.chunk = scale, cap, chunk
+        return logps_C
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_CD, weight_VD, bias_V, target_C, normaliser_C = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden_CD = torch.empty_like(hidden_CD) if needs_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD) if needs_weight else None
+        grad_bias_V = torch.zeros_like(bias_V) if needs_bias else None
+        for start in range(0, len(target_C), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            logits_CV = _scaled_and_capped(F.linear(hidden_CD[rows], weight_VD, bias_V), ctx.scale, ctx.cap)
+            slope_CV = None if ctx.cap is None else 1 - (logits_CV / ctx.cap).square()
+            grad_CV = logits_CV.sub_(normaliser_C[rows, None]).exp_().mul_(-grad_C[rows, None])
+            grad_CV.scatter_add_(1, target_C[rows, None], grad_C[rows, None])
+            if slope_CV is not None:
+                grad_CV.mul_(slope_CV)
+            if ctx.scale != 1.0:
+                grad_CV.mul_(ctx.scale)
+            grad_CV = grad_CV.to(weight_VD.dtype)
+            if grad_hidden_CD is not None:
+                torch.mm(grad_CV, weight_VD, out=grad_hidden_CD[rows])
+            if grad_weight_VD is not None:
+                grad_weight_VD.addmm_(grad_CV.T, hidden_CD[rows])
+            if grad_bias_V is not None:
+                grad_bias_V.add_(grad_CV.sum(0))
+        return grad_hidden_CD, grad_weight_VD, grad_bias_V, None, None, None, None

@@ -1,0 +1,267 @@
+"""The optimiser steps of one phase: bins forward and backward, the step's exact gradient, metrics, checkpoints.
+
+A step's bins go through one after another; each adds its part of the gradient of the step's mean loss. Then the
+gradient is clipped, checked to be finite, and applied: the weights are never spoilt by a NaN, and the error names the
+pairs that made it. At the first step the policy still is the reference, so the loss must have a known value; if it
+has not, the cached log-probabilities are another model's, and the run stops.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from prefkit.errors import TrainError
+from prefkit.manifest import Manifest
+from prefkit.train import checkpoint, evaluate, metrics, reference
+from prefkit.train.chat import Store
+from prefkit.train.metrics import Progress
+from prefkit.train.objective import BinLoss, Preference, Supervised
+from prefkit.train.options import Phase, TrainOptions, warmup_steps
+from prefkit.train.pack import Bin
+from prefkit.train.policy import Policy
+from prefkit.train.stream import Examples, Plan, Step, make_step
+
+ReferenceOf = Callable[[Bin], Tensor]
+
+# How far the loss of the first step may be from that of policy = reference, relative to it: rounding, no more.
+START_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all phases share."""
+
+    options: TrainOptions
+    data: Path
+    manifest: Manifest
+    out: Path
+    cache: Path
+    tokenizer: Any
+    max_steps: int | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The token store of a split, opened."""
+
+    store: Store
+    examples: Examples
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What evaluation during the phase needs: the reference's log-probabilities of the test split do not change."""
+
+    objective: Preference | Supervised
+    examples: Examples
+    reference_logps: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """All that the steps of one phase work with."""
+
+    job: Job
+    phase: Phase
+    objective: Preference | Supervised
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    train_set: SplitData
+    order: Plan
+    steps: int
+    reference: ReferenceOf | None
+    tested: Tested | None
+    log: metrics.Log
+
+
+def make_optimizer(now: Policy, phase: Phase) -> torch.optim.Optimizer:
+    """AdamW over the parameters that learn; matrices and embeddings decay, norms and biases do not."""
+    parameters = list(now.trained().values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": phase.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=phase.betas, eps=phase.eps, fused=True)
+
+
+def learning_rate(phase: Phase, step: int, steps: int) -> float:
+    """Learning rate of step `step` (from 0) of `steps`:
+
+    the curves of transformers' schedulers, whose warm-up starts at 0.
+    """
+    warm = warmup_steps(phase, steps)
+    peak = phase.learning_rate or 0.0
+    if step < warm:
+        return peak * step / max(1, warm)
+    done = (step - warm) / max(1, steps - warm)
+    if phase.schedule == "linear":
+        return peak * (1 - done)
+    if phase.schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * done))
+    return peak
+
+
+def run_steps(loop: Loop, state: dict[str, Any]) -> None:
+    """The loop: step, log, evaluate, checkpoint; after an interrupt, checkpoint and stop."""
+    phase, progress = loop.phase, loop.job.progress
+    tokens = state["num_tokens"]
+    loop.policy.model.train()
+    if state["step"] == 0:
+        evaluate_now(loop, 0)
+    with interruptible() as interrupted:
+        for at in range(state["step"], loop.steps):
+            started = time.perf_counter()
+            step = make_step(loop.train_set.examples, loop.order.prompts(at), phase.max_tokens)
+            figures = train_step(loop, step, at)
+            seconds = time.perf_counter() - started
+            tokens += step.tokens
+            done = at + 1
+            speed = {"pairs_per_second": step.examples / seconds, "tokens_per_second": step.tokens / seconds}
+            loop.log.write(done, {"epoch": loop.order.epoch(done), **figures, "num_tokens": tokens, **speed})
+            progress.update(
+                phase.name, done, loop.steps, f"loss {figures['loss']:.4f}, {speed['pairs_per_second']:.1f} pairs/s"
+            )
+            last = done == loop.steps
+            if last or (phase.eval_every and done % phase.eval_every == 0):
+                evaluate_now(loop, done)
+            if last or done % phase.checkpoint_every == 0 or interrupted():
+                kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length()}
+                del kept["step"]
+                folder = loop.job.out / phase.name / "checkpoints"
+                checkpoint.save(folder, done, loop.policy, loop.optimizer, kept, keep=phase.keep_checkpoints)
+            if interrupted():
+                raise KeyboardInterrupt(
+                    f"stopped after step {done} of {loop.steps} of {phase.name}; go on with --resume"
+                )
+
+
+def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
+    """One optimiser step over all bins;
+
+    returns its metrics. TrainError, and weights untouched, if anything is not finite.
+    """
+    results = []
+    loop.optimizer.zero_grad(set_to_none=True)
+    for bin in step.bins:
+        bin = bin.to(loop.policy.device)
+        reference_Q = None if loop.reference is None else loop.reference(bin)
+        logps_Q = loop.policy.sequence_logps(bin)
+        result = loop.objective.of_bin(logps_Q, reference_Q, bin, step)
+        result.total.backward()
+        results.append(result._replace(total=result.total.detach()))
+    parameters = loop.policy.trained().values()
+    limit = loop.phase.max_grad_norm or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+    sums = torch.stack([result.sums for result in results]).sum(0).tolist()
+    figures = {name: value / step.examples for name, value in zip(loop.objective.names, sums, strict=True)}
+    if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
+        raise not_finite(loop, step, results, at)
+    if at == 0:
+        check_start(loop, figures["loss"], results, step)
+    rate = learning_rate(loop.phase, at, loop.steps)
+    for group in loop.optimizer.param_groups:
+        group["lr"] = rate
+    loop.optimizer.step()
+    return {
+        **figures,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "pairs": step.examples,
+        "packing_efficiency": step.tokens / (len(step.bins) * loop.phase.max_tokens),
+        "sharing_factor": step.separate_tokens / step.tokens,
+    }
+
+
+def check_start(loop: Loop, loss: float, results: list[BinLoss], step: Step) -> None:
+    """At the first step the policy still is the reference, so the loss has a known value (ln 2 for sigmoid)."""
+    sums = [result.expected for result in results if result.expected is not None]
+    if not sums:
+        return
+    expected = torch.stack(sums).sum().item() / step.examples
+    if abs(loss - expected) > START_TOLERANCE[loop.phase.dtype] * max(1.0, abs(expected)):
+        raise TrainError(
+            f"{loop.phase.name}: the loss of the first step is {loss:.5f}, but must be {expected:.5f}, since the policy "
+            f"still is the reference. The cached log-probabilities are not of this model (delete {loop.job.cache}), "
+            "or the model does not give the same result twice."
+        )
+
+
+def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> TrainError:
+    """The error that names the pairs of a step whose loss or gradient is NaN or infinite."""
+    examples = loop.train_set.examples
+    preferences = isinstance(loop.objective, Preference)
+    rows = torch.cat([bin.pair_rows_P if preferences else bin.sequence_rows_Q for bin in step.bins])
+    losses = torch.cat([result.losses.cpu() for result in results])
+    bad = rows[~losses.isfinite()].tolist()
+    what = "the loss" if bad else "the gradient"
+    named = pair_ids(
+        loop.job,
+        [
+            (examples.origin_of_pair if preferences else examples.origin_of_sequence)(row)
+            for row in bad or rows.tolist()
+        ],
+    )
+    shown = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+    return TrainError(
+        f"{loop.phase.name}: {what} of step {at + 1} is not finite; the weights are as before it. "
+        f'Pairs: {shown}. Try a lower learning_rate, or dtype = "float32".'
+    )
+
+
+def pair_ids(job: Job, origins: list[tuple[int, int]]) -> list[str]:
+    """The pair_id of each (shard, row) of the train split."""
+    shards = job.manifest.of_split("train")
+    columns = {
+        shard: pq.read_table(job.data / shards[shard].path, columns=["pair_id"])["pair_id"] for shard, _ in origins
+    }
+    return [columns[shard][row].as_py() for shard, row in origins]
+
+
+def evaluate_now(loop: Loop, step: int) -> None:
+    """Evaluate on the test split, if there is one, and log the figures with `eval_` before their names."""
+    if loop.tested is None:
+        return
+    examples, objective = loop.tested.examples, loop.tested.objective
+    stage = f"{loop.phase.name}, evaluation at step {step}"
+    logps = reference.compute(loop.policy, examples, loop.phase.max_tokens, progress=loop.job.progress, stage=stage)
+    if isinstance(objective, Preference):
+        figures = evaluate.pair_figures(objective.of_pairs, examples, logps, loop.tested.reference_logps)
+        result = evaluate.summary(figures, np.ones(len(examples.pairs()), dtype=bool))
+    else:
+        result = {"pairs": len(logps), "loss": float(-logps.sum(dtype=np.float64) / examples.lengths().sum())}
+    loop.log.write(step, {f"eval_{name}": value for name, value in result.items()})
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C or SIGTERM is only noted, so that the step can end; a second one interrupts at once."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals reach the main thread alone
+        return
+
+    def note(number: int, _frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,111 @@
+"""What a run reports: one JSON object a step in RUN/metrics.jsonl, TensorBoard events, and progress for people.
+
+Names are TRL's where TRL has the figure: `loss`, `rewards/chosen`, `rewards/rejected`, `rewards/accuracies`,
+`rewards/margins`, `logps/chosen`, `logps/rejected`, `grad_norm`, `learning_rate`, `num_tokens`, and `eval_` before
+each on the test split. Besides:
+
+    pairs_per_second, tokens_per_second   of this step alone, from reading its rows to the updated weights
+    packing_efficiency                    tokens computed / (bins x max_tokens)
+    sharing_factor                        tokens of both full sequences of every pair, unpadded / tokens computed
+
+All of them but those in `TIMING` are functions of the data, the options and the seed: a run that was killed and
+resumed writes the same lines again. The log is a file that only grows; a checkpoint remembers how long it was, and
+resuming cuts it back to that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch.utils.tensorboard import SummaryWriter
+
+TIMING = ("pairs_per_second", "tokens_per_second")
+FILE_NAME = "metrics.jsonl"
+
+
+class Log:
+    """RUN/metrics.jsonl and the TensorBoard events of one phase."""
+
+    def __init__(self, out: Path, phase: str, *, length: int, first_step: int) -> None:
+        """Continue the log from `length` bytes; what stands behind was written after the checkpoint and is cut off."""
+        self._phase = phase
+        self._file = open(out / FILE_NAME, "ab")  # noqa: SIM115 (closed by close())
+        self._file.truncate(length)
+        self._events = SummaryWriter(str(out / phase), purge_step=first_step)
+
+    def write(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Append one line, and every number of it to the events."""
+        line = {"phase": self._phase, "step": step, **figures}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(name, value, step)
+
+    def length(self) -> int:
+        """Bytes written so far, after making sure that they are on the disk."""
+        os.fsync(self._file.fileno())
+        self._events.flush()
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read(out: Path, phase: str | None = None) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl, of one phase or all."""
+    lines = [json.loads(line) for line in (out / FILE_NAME).read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if phase in (None, line["phase"])]
+
+
+class Progress(Protocol):
+    """Where the stages say how far they are; `update` may be called often, `note` is for what people should read."""
+
+    def update(self, stage: str, done: int, total: int, detail: str = "") -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Progress for tests and scripts: says nothing."""
+
+    def update(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@contextmanager
+def live_progress(console: Any) -> Iterator[Progress]:
+    """Progress as one live rich line a stage on `console`; notes stand above it. Only notes if it is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        class Live:
+            def update(self, stage: str, done: int, total: int, detail: str = "") -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=total, detail=detail)
+                bars.update(tasks[stage], completed=done, total=total, detail=detail)
+
+            def note(self, text: str) -> None:
+                console.print(text, highlight=False)
+
+        yield Live()

@@ -1,0 +1,199 @@
+"""The options of `[model]` and `[[train]]`: names, types, defaults, meaning, and the check of a pipeline file.
+
+The keyword-only parameters of `Model` and `Phase` are the options, as everywhere in prefkit. The options of an
+objective stand in the same `[[train]]` table: they are the keyword-only parameters of its function in
+`prefkit.train.losses`, or of `package.module:function`. An option that neither the phase nor its objective knows is
+refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from prefkit import config, resolve
+from prefkit.config import Pipeline
+from prefkit.errors import UsageError, did_you_mean
+from prefkit.resolve import Call
+from prefkit.train.chat import LengthPolicy
+from prefkit.train.policy import Dtype
+
+Count = Annotated[int, Ge(1)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """`[model]`: where the first phase starts."""
+
+    path: str | None = None  # a folder (relative to the pipeline file) or a name on the Hugging Face Hub
+    config: dict[str, Any] | None = None  # instead of a path: random weights of this configuration
+    tokenizer: str | dict[str, Any] | None = None  # path, name, or { vocab_size = … } to train one; default: model's
+    chat_template: str | None = None  # a Jinja file, or a built-in name; default: the tokenizer's
+    trust_remote_code: bool = False  # run Python code that comes with the model
+    seed: int = 0  # of random weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One `[[train]]` table, without the options of its objective."""
+
+    name: str = ""  # of the phase's folder and in `--set train.NAME.…`; default: the objective
+    objective: str  # "sft", a function of prefkit.train.losses, or package.module:function
+    pairs_per_step: Count = 32  # whole prompts until there are as many pairs (answers, for sft)
+    max_tokens: Count = 8192  # of a bin: memory and speed, never the result
+    max_length: Annotated[int, Ge(0)] = 1024  # of prompt and completion together; 0: no limit
+    max_length_policy: LengthPolicy = "truncate"  # truncate: cut the completion; drop the pair; error: stop
+    learning_rate: Annotated[float, Gt(0)] | None = None  # default: 1e-6 for preferences, 2e-5 for sft
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up; the last two fall to 0
+    warmup: NotNegative = 0.1  # below 1: a fraction of the steps; else a number of steps
+    epochs: Count = 1
+    max_steps: Count | None = None  # stop earlier, with the schedule fitted to it
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # AdamW
+    eps: Annotated[float, Gt(0)] = 1e-8  # AdamW
+    weight_decay: NotNegative = 0.0  # AdamW; of matrices and embeddings, not of norms and biases
+    max_grad_norm: NotNegative = 1.0  # clip the gradient of the whole step to this norm; 0: never
+    sft_weight: NotNegative = 0.0  # preferences: weight of the chosen answer's mean negative log-likelihood
+    column: str = "chosen"  # sft: the answers to learn, or a message column whose assistant turns are all learned
+    reference: Literal["cached", "live"] = "cached"  # computed once and kept, or every step by a second model in memory
+    dtype: Dtype = "float32"  # of the computation; weights are always float32
+    lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora; merged at the end of the phase
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third slower
+    seed: int = 0  # of the order of the data, and of LoRA
+    shuffle_window: Count = 16  # how many shards are shuffled together
+    eval_every: Count | None = None  # steps between evaluations; at the beginning and the end in any case
+    checkpoint_every: Count = 100  # steps between checkpoints
+    keep_checkpoints: Count = 2  # older ones are deleted
+
+
+# Options that have an effect on one kind of objective only, and are refused elsewhere.
+SFT_ONLY = ("column",)
+PREFERENCE_ONLY = ("sft_weight", "reference")
+DEFAULT_LEARNING_RATE = {"sft": 2e-5, "preference": 1e-6}  # those of TRL's trainers
+MIN_STEPS_OF_WARMUP = 1.0
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """A checked pipeline: `losses[i]` is the loss of `phases[i]` with its options, None for supervised fine-tuning."""
+
+    model: Model
+    phases: list[Phase]
+    losses: list[Call | None]
+    folder: Path  # where relative paths start
+
+    def table(self) -> dict[str, Any]:
+        """All options with defaults filled in, as JSON-able data: for --dry-run, the model card and RUN/run.json."""
+        phases = []
+        for phase, loss in zip(self.phases, self.losses, strict=True):
+            unused = PREFERENCE_ONLY if loss is None else SFT_ONLY
+            shown = {key: value for key, value in dataclasses.asdict(phase).items() if key not in unused}
+            phases.append(shown | (loss.options if loss else {}))
+        return {"model": dataclasses.asdict(self.model), "train": phases}
+
+
+def check(pipeline: Pipeline, *, model: str | None = None) -> TrainOptions:
+    """The checked training half of a pipeline file; `model` is the command line's, and replaces path and config.
+
+    Raises UsageError for an unknown option, a wrong value, no phase, no model, or two phases of one name.
+    """
+    where = str(pipeline.path)
+    given = config.section(pipeline.table, "model", where)
+    if model is not None:
+        given = {key: value for key, value in given.items() if key not in ("path", "config")} | {"path": model}
+    checked = Model(**resolve.check("prefkit.train.options:Model", given, f"{where}: [model]").options)
+    _check_model(checked, where)
+    tables = config.tables(pipeline.table, "train", where)
+    if not tables:
+        raise UsageError(f"{where}: no [[train]] phase, so there is nothing to train.")
+    pairs = [
+        check_phase(table, f"{where}: [[train]] {table.get('name', number)}") for number, table in enumerate(tables)
+    ]
+    names = [phase.name for phase, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f'{where}: two [[train]] phases are named "{name}". Give each its own name.')
+    return TrainOptions(checked, [phase for phase, _ in pairs], [loss for _, loss in pairs], pipeline.folder)
+
+
+def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, Call | None]:
+    """A phase and its loss: the options of both stand in one table, and are told apart by their signatures."""
+    objective = table.get("objective")
+    if not isinstance(objective, str):
+        raise UsageError(f'{where}: objective is missing, for example objective = "sigmoid", or "sft".')
+    sft = objective == "sft"
+    address = "" if sft else _find_loss(objective, where)
+    of_loss = {} if sft else resolve.options_of(resolve.load(address))
+    of_phase = resolve.options_of(Phase)
+    foreign: tuple[str, ...] = PREFERENCE_ONLY if sft else SFT_ONLY
+    if not sft and "reference" not in inspect.signature(resolve.load(address)).parameters:
+        foreign += ("reference",)  # the loss takes none, so there is nothing to cache or to keep
+    for key in table:
+        if key in foreign:
+            raise UsageError(f'{where}: option "{key}" has no effect on objective "{objective}".')
+        if key not in of_phase and key not in of_loss:
+            known = [name for name in (*of_phase, *of_loss) if name not in foreign]
+            raise UsageError(f'{where}: objective "{objective}" has no option "{key}".{did_you_mean(key, known)}')
+    defaults = {
+        "name": objective.rpartition(":")[2],
+        "learning_rate": DEFAULT_LEARNING_RATE["sft" if sft else "preference"],
+    }
+    given = defaults | {key: value for key, value in table.items() if key in of_phase}
+    phase = Phase(**resolve.check("prefkit.train.options:Phase", given, where).options)
+    if phase.lora is not None:
+        lora = resolve.check("prefkit.train.policy:add_lora", phase.lora, f"{where}: lora").options
+        phase = dataclasses.replace(phase, lora=lora)
+    _check_name(phase.name, where)
+    if sft:
+        return phase, None
+    return phase, resolve.check(address, {key: value for key, value in table.items() if key in of_loss}, where)
+
+
+def warmup_steps(phase: Phase, steps: int) -> int:
+    """Steps of the warm-up: a fraction of all where `warmup` is below 1."""
+    return math.ceil(phase.warmup * steps) if phase.warmup < MIN_STEPS_OF_WARMUP else int(phase.warmup)
+
+
+def _find_loss(objective: str, where: str) -> str:
+    try:
+        return resolve.find(objective, "prefkit.train.losses", where)
+    except UsageError as error:
+        losses = resolve.functions_of(importlib.import_module("prefkit.train.losses"))
+        raise UsageError(
+            f'{where}: there is no objective "{objective}".{did_you_mean(objective, ["sft", *losses])}'
+        ) from error
+
+
+def _check_model(model: Model, where: str) -> None:
+    if (model.path is None) == (model.config is None):
+        raise UsageError(
+            f"{where}: [model] needs either path (or --model) or config, "
+            f"{'not both' if model.path else 'and has neither'}."
+        )
+    if model.config is not None and model.tokenizer is None:
+        raise UsageError(
+            f'{where}: [model] config needs a tokenizer as well: tokenizer = "PATH", or '
+            "{ vocab_size = 2048 } to train one."
+        )
+    if isinstance(model.tokenizer, dict):
+        resolve.check("prefkit.train.tokenizer:train_bpe", model.tokenizer, f"{where}: [model] tokenizer")
+
+
+RESERVED = ("model", "tokenizer", "cache")
+
+
+def _check_name(name: str, where: str) -> None:
+    if name in RESERVED or not name.replace("-", "").replace("_", "").isalnum():
+        raise UsageError(
+            f'{where}: name = "{name}" must be letters, digits, "-" and "_", and none of {", ".join(RESERVED)}: '
+            "it names the phase's folder."
+        )

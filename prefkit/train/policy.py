@@ -1,0 +1,192 @@
+"""The model that learns: load or create it, add LoRA, set precision, and compute log-probabilities with it.
+
+Precision. Weights are always held, updated and saved in float32. `dtype = "bfloat16"` runs the forward and backward
+passes under autocast: matrix products in bfloat16, sums and losses in float32. Pure bfloat16 weights would lose most
+DPO updates, since at a learning rate of 1e-6 a step is smaller than bfloat16's resolution of three digits. The price
+is memory: 16 bytes a trained parameter with AdamW.
+
+Dropout is switched off wherever the model has any, as TRL does by default: with it, policy and reference would differ
+in noise before the first step. LoRA's own dropout is an option, and honoured.
+
+Models come as safetensors only, so loading one runs no code; code that comes with a model runs only if
+`trust_remote_code` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from prefkit.errors import TrainError, UsageError, did_you_mean
+from prefkit.train import attention
+from prefkit.train.logps import check_head, padded_token_logps, sequence_sums, token_logps
+from prefkit.train.pack import Bin
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model ready for log-probabilities. `padded_because`: why it takes the padded path instead of token trees."""
+
+    model: Any
+    device: torch.device
+    dtype: Dtype
+    padded_because: str | None
+
+    def sequence_logps(self, bin: Bin) -> Tensor:
+        """Summed log-probability of the completion of each sequence of a bin, float32."""
+        bin = bin.to(self.device)
+        compute = padded_token_logps if self.padded_because else token_logps
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            return sequence_sums(compute(self.model, bin), bin)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name, each once even if the model ties it to another."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "disable_adapter")
+
+
+def quiet_transformers() -> None:
+    """No progress bars for loading and writing weights: they would cut through the run's own progress."""
+    transformers_logging.disable_progress_bar()
+
+
+def load(name: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """A causal language model in float32, by name or path; TrainError where there is none, or none as safetensors."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        local = Path(name).is_absolute() or str(name).startswith(".") or str(name).count("/") > 1
+        reason = "no such folder." if local and not Path(name).exists() else str(error).strip().splitlines()[0]
+        raise TrainError(f'model "{name}" cannot be loaded: {reason}') from error
+
+
+def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
+    """A model with random weights from a configuration alone;
+
+    vocabulary and special tokens default to the tokenizer's.
+    """
+    options = dict(config)
+    model_type = options.pop("model_type", None)
+    if model_type is None:
+        raise UsageError('[model] config: model_type is missing, for example config = { model_type = "llama", … }.')
+    try:
+        known = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise UsageError(f'[model] config: transformers knows no model_type "{model_type}".') from error
+    for key in options:
+        if key not in known.to_dict():
+            raise UsageError(f'[model] config: {model_type} has no "{key}".{did_you_mean(key, known.to_dict())}')
+    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    torch.manual_seed(seed)
+    settings = {"vocab_size": len(tokenizer), **special, **options}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), dtype=torch.float32)
+
+
+def ready(model: Any, *, dtype: Dtype, gradient_checkpointing: bool = False) -> Policy:
+    """Put a model on the device, without dropout, with tree attention where it can have it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    without_dropout(model)
+    check_head(model)
+    padded_because = attention.supports(model)
+    if padded_because is None:
+        attention.enable(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(model.to(device), device, dtype, padded_because)
+
+
+def frozen_copy(policy: Policy) -> Policy:
+    """A copy that does not learn: the live reference."""
+    model = copy.deepcopy(policy.model).eval().requires_grad_(False)
+    return Policy(model, policy.device, policy.dtype, policy.padded_because)
+
+
+@contextlib.contextmanager
+def adapter_off(policy: Policy) -> Iterator[Policy]:
+    """The policy without its LoRA adapter: the reference of a LoRA phase."""
+    training = policy.model.training
+    with policy.model.disable_adapter():
+        policy.model.eval()
+        yield policy
+    policy.model.train(training)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout rate of the modules to 0; the saved configuration keeps the model's own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def add_lora(
+    policy: Policy,
+    *,
+    r: Annotated[int, Ge(1)] = 16,
+    alpha: Annotated[float, Gt(0)] = 32,
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    target_modules: str | list[str] = "all-linear",
+    use_rslora: bool = False,
+) -> Policy:
+    """LoRA (arXiv:2106.09685): the weights stay frozen, low-rank updates of `target_modules` learn."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        use_rslora=use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(policy.model, config)
+    except ValueError as error:
+        raise TrainError(f"lora: {str(error).splitlines()[0]}") from error
+    return Policy(model, policy.device, policy.dtype, policy.padded_because)
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 over configuration and weights: what log-probabilities of this model depend on."""
+    unrelated = ("_name_or_path", "transformers_version", "dtype", "architectures")
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in unrelated}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_fits(model: Any, tokenizer: Any, longest: int) -> None:
+    """TrainError if the tokenizer has more entries than the model, or a sequence more tokens than it has positions."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise TrainError(
+            f"the tokenizer has {len(tokenizer)} entries, the model only {rows}: they do not belong together."
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise TrainError(
+            f"the longest sequence has {longest} tokens, the model {positions} positions: lower max_length."
+        )

@@ -1,0 +1,286 @@
+"""`prefkit train`: phases one after another, each from the model that the one before left.
+
+    RUN/run.json             what this run is: checked options, data set; written first, compared on --resume
+    RUN/metrics.jsonl        one line a step, and one an evaluation, of all phases
+    RUN/<phase>/             TensorBoard events, checkpoints/, model/ (not of the last phase), phase.json when finished
+    RUN/model/               the final model: a standard Hugging Face folder with tokenizer and model card
+    RUN/tokenizer/           the tokenizer, if it was trained here
+
+A phase tokenises (or finds the tokens in the cache), makes the plan of its steps, computes the reference's
+log-probabilities, and then loops: the step's rows become token trees, the trees bins; each bin goes forward and
+backward and adds its part of the step's exact gradient; the gradient is clipped, checked to be finite, and applied.
+Everything but the speed is a function of data, options and seed. Resuming loads the weights that the phase started
+from, derives the reference from those, and only then puts the checkpoint into place.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefkit import manifest as manifests
+from prefkit import resolve
+from prefkit.config import Pipeline
+from prefkit.errors import DataError, TrainError, UsageError
+from prefkit.manifest import Manifest, write_text_atomically
+from prefkit.resolve import Call
+from prefkit.train import chat, checkpoint, export, metrics, policy, reference, tokenizer
+from prefkit.train.chat import Tokenising
+from prefkit.train.loop import Job, Loop, ReferenceOf, SplitData, Tested, make_optimizer, run_steps
+from prefkit.train.metrics import Progress, Silent
+from prefkit.train.objective import Preference, Supervised
+from prefkit.train.options import Phase, TrainOptions, check
+from prefkit.train.pack import Bin
+from prefkit.train.policy import Policy
+from prefkit.train.stream import Examples, Plan
+
+__all__ = ["check", "plan", "train"]
+
+
+def train(
+    pipeline: Pipeline,
+    *,
+    data: Path,
+    out: Path,
+    model: str | None = None,
+    cache: Path | None = None,
+    resume: bool = False,
+    max_steps: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run all phases of a pipeline file on a data set; returns the path of the model and what each phase reports.
+
+    `model` replaces the pipeline's; `max_steps` bounds every phase. Raises KeyboardInterrupt after a checkpoint if
+    the user interrupts, and PrefkitError for what the user can mend.
+    """
+    options = check(pipeline, model=model)
+    manifest = manifests.read(data)
+    if not manifest.rows("train"):
+        raise DataError(f"{data}: the train split has no pairs, so there is nothing to learn from.")
+    claim(out, options, manifest, max_steps, resume=resume)
+    policy.quiet_transformers()
+    torch.set_flush_denormal(True)  # tiny gradients otherwise reach denormals, which halve the speed of a CPU
+    words = prepare_tokenizer(options, data, manifest, out)
+    cache = chat.cache_folder(data, cache, out / "cache")
+    job = Job(options, data, manifest, out, cache, words, max_steps, progress or Silent())
+    for number, phase in enumerate(options.phases):
+        if not (out / phase.name / "phase.json").exists():
+            run_phase(job, number)
+    reports = {p.name: json.loads((out / p.name / "phase.json").read_text()) for p in options.phases}
+    return {"model": str(out / "model"), "phases": reports}
+
+
+def plan(options: TrainOptions, data: Path, *, max_steps: int | None = None) -> list[dict[str, Any]]:
+    """What each phase would do, from the manifest alone; `steps` is an upper bound, as steps take whole prompts."""
+    rows = manifests.read(data).rows("train")
+    planned = []
+    for phase, loss in zip(options.phases, options.losses, strict=True):
+        limits = [math.ceil(rows / phase.pairs_per_step) * phase.epochs, phase.max_steps, max_steps]
+        planned.append(
+            {
+                "phase": phase.name,
+                "objective": phase.objective,
+                "rows": rows,
+                "epochs": phase.epochs,
+                "pairs_per_step": phase.pairs_per_step,
+                "steps": min(limit for limit in limits if limit is not None),
+                "reference": phase.reference if loss and Preference.of(loss, 0.0).takes_reference else None,
+            }
+        )
+    return planned
+
+
+def claim(out: Path, options: TrainOptions, manifest: Manifest, max_steps: int | None, *, resume: bool) -> None:
+    """Make RUN this run's own; UsageError if it holds another run, or the same one and `resume` is not asked for."""
+    table = {"options": options.table(), "data_hash": manifest.data_hash, "max_steps": max_steps}
+    record = out / "run.json"
+    if record.exists():
+        if not resume:
+            raise UsageError(f"{out} already holds a run. Go on with --resume, or choose another --out.")
+        before = json.loads(record.read_text())
+        for key, old, new in differences(before, json.loads(json.dumps(table))):
+            raise UsageError(f"{out}: cannot resume, {key} was {old!r} and is now {new!r}. Choose another --out.")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty and holds no run of prefkit. Choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(record, json.dumps(table, indent=1) + "\n")
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: dotted key (phases by name), old value, new value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            name = one.get("name", number) if isinstance(one, dict) else number
+            yield from differences(one, other, f"{key}.{name}")
+    elif old != new:
+        yield key, old, new
+
+
+def prepare_tokenizer(options: TrainOptions, data: Path, manifest: Manifest, out: Path) -> Any:
+    """The tokenizer of the run, with its chat template; a trained one is kept in RUN/tokenizer."""
+    model = options.model
+    if isinstance(model.tokenizer, dict):
+        kept = out / "tokenizer"
+        if not kept.exists():
+            call = resolve.check("prefkit.train.tokenizer:train_bpe", model.tokenizer, "[model] tokenizer")
+            with checkpoint.whole_folder(kept) as folder:
+                tokenizer.train_bpe(data, manifest, **call.options).save_pretrained(folder)
+        words = tokenizer.load_tokenizer(kept)
+    else:
+        source = located(model.tokenizer or model.path or "", options.folder)
+        words = tokenizer.load_tokenizer(source, trust_remote_code=model.trust_remote_code)
+    tokenizer.set_chat_template(words, model.chat_template, options.folder)
+    return words
+
+
+def located(name: str, folder: Path) -> str:
+    """A path as the pipeline file means it, relative to the file, if there is one; else the name as it is."""
+    return str(folder / name) if (folder / name).is_dir() else name
+
+
+def start_of(job: Job, number: int) -> Any:
+    """The model that a phase starts from, exactly as it was before the phase, also when resuming."""
+    if number:
+        return policy.load(job.out / job.options.phases[number - 1].name / "model")
+    model = job.options.model
+    if model.config is not None:
+        return policy.create(model.config, job.tokenizer, seed=model.seed)
+    return policy.load(located(model.path or "", job.options.folder), trust_remote_code=model.trust_remote_code)
+
+
+def run_phase(job: Job, number: int) -> None:
+    """One phase from its start, or from its newest checkpoint, to its exported model and `phase.json`."""
+    phase, loss = job.options.phases[number], job.options.losses[number]
+    objective = Supervised() if loss is None else Preference.of(loss, phase.sft_weight)
+    folder = job.out / phase.name
+    start = start_of(job, number)
+    train_set = open_split(job, phase, loss, "train", start)
+    test_set = open_split(job, phase, loss, "test", start) if job.manifest.rows("test") else None
+    order = make_plan(train_set.examples, phase)
+    steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
+
+    now = policy.ready(start, dtype=phase.dtype, gradient_checkpointing=phase.gradient_checkpointing)
+    if now.padded_because:
+        job.progress.note(f"{phase.name}: padded batches, not token trees, since {now.padded_because}.")
+    weights = policy.weights_hash(start)
+    torch.manual_seed(phase.seed)
+    now, of_train, of_test = with_reference(job, phase, objective, now, train_set, test_set)
+    optimizer = make_optimizer(now, phase)
+    state = checkpoint.latest_state(folder / "checkpoints")
+    if state is None:
+        state = {"step": 0, "num_tokens": 0, "metrics_bytes": finished_bytes(job, number), "start_weights": weights}
+    else:
+        if state["start_weights"] != weights:
+            raise TrainError(
+                f"{job.out}: the model that phase {phase.name} started from has changed since. Choose another --out."
+            )
+        checkpoint.restore(folder / "checkpoints", now, optimizer)
+    log = metrics.Log(job.out, phase.name, length=state["metrics_bytes"], first_step=state["step"] + 1)
+    tested = None if test_set is None else Tested(objective, test_set.examples, of_test)
+    loop = Loop(job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log)
+    try:
+        run_steps(loop, state)
+        bytes_written = log.length()
+    finally:
+        log.close()
+    finish(loop, number, bytes_written)
+
+
+def open_split(job: Job, phase: Phase, loss: Call | None, split: str, model: Any) -> SplitData:
+    """Tokens of a split, with what became of its rows said aloud;
+
+    TrainError if nothing is left or something cannot fit.
+    """
+    how = Tokenising(phase.max_length or None, phase.max_length_policy, phase.column if loss is None else None)
+    store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
+    job.progress.note(f"{phase.name}, {store.summary}")
+    if not store.counts["examples"]:
+        raise TrainError(f"{phase.name}: nothing to train on is left of {store.summary}. Raise max_length?")
+    policy.check_fits(model, job.tokenizer, store.counts["longest"])
+    examples = Examples.of(store)
+    for prompt in np.flatnonzero(examples.tree_tokens() > phase.max_tokens):
+        examples.trees(int(prompt), phase.max_tokens)  # raises TrainError for a pair that fits no bin
+    return SplitData(store, examples)
+
+
+def make_plan(examples: Examples, phase: Phase) -> Plan:
+    """The order of the phase's steps."""
+    shards = tuple(shard.prompts for shard in examples.shards)
+    return Plan(shards, examples.counts(), phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window)
+
+
+def with_reference(
+    job: Job,
+    phase: Phase,
+    objective: Preference | Supervised,
+    start: Policy,
+    train_set: SplitData,
+    test_set: SplitData | None,
+) -> tuple[Policy, ReferenceOf | None, np.ndarray | None]:
+    """The policy (with its adapter, if any), and the start weights' log-probabilities:
+
+    of a bin, and of the test split.
+    """
+    of_test = None
+    if objective.takes_reference and test_set is not None:
+        of_test = reference.cached(
+            start, test_set.store, test_set.examples, phase.max_tokens, cache=job.cache, progress=job.progress
+        )
+    if objective.takes_reference and phase.reference == "cached":
+        kept = torch.from_numpy(
+            reference.cached(
+                start, train_set.store, train_set.examples, phase.max_tokens, cache=job.cache, progress=job.progress
+            )
+        )
+        learner = start if phase.lora is None else policy.add_lora(start, **phase.lora)
+        return learner, lambda bin: kept[bin.sequence_rows_Q.cpu()].to(start.device), of_test
+    frozen = None if phase.lora is not None or not objective.takes_reference else policy.frozen_copy(start)
+    learner = start if phase.lora is None else policy.add_lora(start, **phase.lora)
+    if not objective.takes_reference:
+        return learner, None, None
+
+    @torch.no_grad()
+    def live(bin: Bin) -> Tensor:
+        with policy.adapter_off(learner) if frozen is None else nullcontext(frozen) as model:
+            return model.sequence_logps(bin)
+
+    return learner, live, of_test
+
+
+def finished_bytes(job: Job, number: int) -> int:
+    """Length of the metrics log when the phase before was finished."""
+    if number == 0:
+        return 0
+    return json.loads((job.out / job.options.phases[number - 1].name / "phase.json").read_text())["metrics_bytes"]
+
+
+def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
+    """Export the model of the phase, and then say in `phase.json` that it is finished."""
+    job, name = loop.job, loop.phase.name
+    last = number == len(job.options.phases) - 1
+    lines = metrics.read(job.out, name)
+    evaluations = [line for line in lines if "eval_loss" in line]
+    report = {
+        "steps": loop.steps,
+        "metrics_bytes": metrics_bytes,
+        "tokens": loop.train_set.store.counts,
+        "last_step": next((line for line in reversed(lines) if "loss" in line), None),
+        "eval_before": evaluations[0] if evaluations else None,
+        "eval_after": evaluations[-1] if evaluations else None,
+    }
+    card = export.model_card(job.options, job.manifest.data_hash, {name: report}, importlib.metadata.version("prefkit"))
+    export.export(loop.policy, job.tokenizer, job.out / "model" if last else job.out / name / "model", card)
+    write_text_atomically(job.out / name / "phase.json", json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,105 @@
+"""The tokenizer of a run: the model's own, another by name or path, or a byte-level BPE trained on the data set.
+
+Training one is for models that start from random weights: `tokenizer = { vocab_size = 2048 }` reads the messages of
+the train split, and the result is kept in RUN/tokenizer, so that resuming uses the same one. It comes with a chat
+template of special tokens that no text can be split into by accident. A tokenizer without a chat template is refused:
+rendering conversations in a form that the model was never meant for must be somebody's decision. `chat_template`
+makes it: the path of a Jinja file, or the name of a built-in template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from annotated_types import Ge
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from prefkit.errors import TrainError, did_you_mean
+from prefkit.manifest import Manifest
+from prefkit.schema import MESSAGES
+
+SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+SPECIAL_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role not in ('system', 'user', 'assistant') %}"
+    "{{ raise_exception('this template knows system, user and assistant, not ' + message.role) }}{% endif %}"
+    "{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# Built-in templates. "plain" asks nothing of the vocabulary but an end-of-sequence token, so it suits any base model.
+TEMPLATES = {
+    "plain": (
+        "{{ bos_token or '' }}{% for message in messages %}"
+        "{{ '### ' + message.role.capitalize() + ':\n' + message.content }}"
+        "{{ eos_token if message.role == 'assistant' else '' }}{{ '\n\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+    )
+}
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """A tokenizer by name or path; TrainError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainError(f'no tokenizer can be loaded from "{name}": {reason}') from error
+
+
+def set_chat_template(tokenizer: Any, chat_template: str | None, folder: Path) -> None:
+    """Use a built-in template, or one from a file (relative to `folder`); TrainError if there is none in the end."""
+    if chat_template is not None:
+        path = folder / chat_template
+        if chat_template not in TEMPLATES and not path.is_file():
+            raise TrainError(
+                f'chat_template = "{chat_template}" is neither a file nor a built-in template.'
+                f"{did_you_mean(chat_template, TEMPLATES)}"
+            )
+        tokenizer.chat_template = TEMPLATES.get(chat_template) or path.read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise TrainError(
+            "the tokenizer has no chat template, so conversations cannot be rendered. Under [model], give "
+            f'chat_template = "FILE.jinja", or a built-in one: {", ".join(TEMPLATES)}.'
+        )
+
+
+def train_bpe(
+    data: Path, manifest: Manifest, *, vocab_size: Annotated[int, Ge(300)], rows: Annotated[int, Ge(1)] = 50_000
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `vocab_size` entries, trained on the messages of the first `rows` rows of the train split."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_contents(data, manifest, rows), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = SPECIAL_TEMPLATE
+    return tokenizer
+
+
+def _contents(data: Path, manifest: Manifest, rows: int) -> Iterator[list[str]]:
+    """Texts of all message columns of the train split."""
+    for shard in manifest.of_split("train"):
+        file = pq.ParquetFile(data / shard.path)
+        columns = [field.name for field in file.schema_arrow if field.type == MESSAGES]
+        for batch in file.iter_batches(1024, columns=columns):
+            if rows <= 0:
+                return
+            for column in batch.slice(0, rows).columns:
+                messages: pa.StructArray = column.flatten()
+                yield messages.field("content").drop_null().to_pylist()
+            rows -= len(batch)

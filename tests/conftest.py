@@ -1,0 +1,25 @@
+"""Shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests run side by side on few cores; more threads than cores only slow them down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("POLARS_MAX_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+PROJECT = Path(__file__).parent.parent
+REAL_DATA = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder of real data sets beside the checkout; the test skips where there is none."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("needs the real data sets in ../shared/data beside the checkout")
+    return REAL_DATA

@@ -1,0 +1,402 @@
+"""The five invariants of the pair builder, on raw data with all the dirt of `raw.py`."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prefkit import manifest
+from prefkit.config import Pipeline, load_pipeline
+from prefkit.errors import DataError, UsageError
+from prefkit.pairs.build import build_pairs
+from prefkit.pairs.minhash import bands_and_rows
+from prefkit.pairs.text import canonical
+from prefkit.pairs.verify import verify
+from tests.pairs.raw import completion, dirty_lines, row, write_lines
+
+PIPELINE = """
+[build]
+chunk_bytes = 100_000
+[[build.inputs]]
+use = "ultrafeedback"
+[[build.filters]]
+use = "sources"
+deny = ["truthful_qa"]
+[[build.filters]]
+use = "min_margin"
+margin = 0.5
+[[build.filters]]
+use = "languages"
+allow = ["en"]
+min_probability = 0.1
+[[build.filters]]
+use = "prompt_length"
+min_characters = 70
+[build.dedupe]
+threshold = 0.6
+ngram = 3
+[build.split]
+test = 0.2
+[build.shards]
+pairs_per_shard = 60
+row_group = 25
+"""
+
+
+def pipeline(folder: Path, *overrides: str, text: str = PIPELINE) -> Pipeline:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "test.toml"
+    path.write_text(text)
+    return load_pipeline(str(path), overrides)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def pairs_of(out: Path, split: str = "*") -> pl.DataFrame:
+    return pl.read_parquet(out / "data" / f"{split}-*.parquet")
+
+
+def rejects_of(out: Path) -> pl.DataFrame:
+    return pl.read_parquet(out / "rejects" / "*.parquet")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("raw") / "raw.jsonl", dirty_lines(600))
+
+
+@pytest.fixture(scope="module")
+def built(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    build_pairs(pipeline(folder), folder / "out", given=[str(raw)])
+    return folder / "out"
+
+
+# 1. Conservation
+
+
+def test_every_row_and_candidate_is_accounted_for(raw: Path, built: Path) -> None:
+    assert verify(built) == []
+    record = manifest.read(built)
+    reasons = {reason for stage in record.stages for reason in stage.rejected}
+    expected = {
+        "not_json", "not_utf8", "wrong_type", "no_completions", "ambiguous_ten", "empty_response", "missing_score",
+        "sources", "exact_duplicate", "near_duplicate", "tied", "not_selected", "identical_responses", "prompt_length",
+    }  # fmt: skip
+    assert expected <= reasons, "the raw data must hold every kind of dirt for this test to mean anything"
+    lines = [line for line in raw.read_bytes().split(b"\n") if line.strip()]
+    assert record.inputs[0].rows == len(lines)
+
+
+def test_undecodable_rows_keep_their_bytes_and_their_line(raw: Path, built: Path) -> None:
+    lines = raw.read_bytes().split(b"\n")
+    broken = rejects_of(built).filter(pl.col("reason").is_in(["not_json", "not_utf8", "wrong_type"]))
+    assert len(broken) > 20
+    for line, data in broken.select("origin_row", "raw").iter_rows():
+        assert lines[line - 1].strip() == data
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from(["best_vs_worst", "best_vs_random", "all_pairs"]))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_dirt_is_conserved(tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, strategy: str) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    path = write_lines(folder / "raw.jsonl", dirty_lines(count, seed))
+    chosen = pipeline(folder, f"build.binarize.use={strategy}", "build.chunk_bytes=5000")
+    try:
+        build_pairs(chosen, folder / "out", given=[str(path)])
+    except DataError as error:
+        assert "no pairs left" in str(error)
+        assert not (folder / "out").exists() or not list((folder / "out").glob("*.json"))
+    else:
+        assert verify(folder / "out") == []
+
+
+# 2. Determinism
+
+
+@pytest.mark.parametrize(("workers", "chunk_bytes"), [(1, 7_000), (2, 100_000), (2, 30_000)])
+def test_bytes_do_not_depend_on_workers_or_chunks(
+    raw: Path, built: Path, tmp_path: Path, workers: int, chunk_bytes: int
+) -> None:
+    text = PIPELINE.replace("chunk_bytes = 100_000", f"chunk_bytes = {chunk_bytes}")
+    build_pairs(pipeline(tmp_path, text=text), tmp_path / "out", given=[str(raw)], workers=workers)
+    ours, theirs = contents(tmp_path / "out"), contents(built)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name.endswith(".parquet"):
+            assert ours[name] == theirs[name], name
+
+
+def test_the_container_of_the_rows_does_not_matter(raw: Path, built: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_bytes(raw.read_bytes())
+    (tmp_path / "raw.jsonl.gz").write_bytes(gzip.compress(raw.read_bytes()))
+    build_pairs(pipeline(tmp_path), tmp_path / "out", given=[str(tmp_path / "raw.jsonl.gz")])
+    keys = ["pair_id", "prompt", "chosen", "rejected", "origin_row", "cluster_id"]
+    assert pairs_of(tmp_path / "out").select(keys).equals(pairs_of(built).select(keys))
+
+
+def test_shards_hold_what_they_should_in_any_number(raw: Path, built: Path, tmp_path: Path) -> None:
+    build_pairs(pipeline(tmp_path, "build.shards.pairs_per_shard=100000"), tmp_path / "out", given=[str(raw)])
+    assert len(list((built / "data").glob("train-*"))) > 3
+    for split in ("train", "test"):
+        assert pairs_of(tmp_path / "out", split).equals(pairs_of(built, split))
+
+
+def test_pairs_of_a_prompt_are_adjacent(raw: Path, tmp_path: Path) -> None:
+    build_pairs(pipeline(tmp_path, "build.binarize.use=all_pairs"), tmp_path / "out", given=[str(raw)])
+    for path in (tmp_path / "out" / "data").iterdir():
+        ids = pl.read_parquet(path)["prompt_id"]
+        assert ids.rle().len() == ids.n_unique()
+
+
+# 3. Resume
+
+
+def folders(out: Path, step: str) -> dict[str, float]:
+    return {
+        path.name: path.stat().st_mtime_ns for path in (out / ".work" / step).iterdir() if not path.name.endswith("tmp")
+    }
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(raw: Path, built: Path, tmp_path: Path) -> None:
+    small = PIPELINE.replace("chunk_bytes = 100_000", "chunk_bytes = 20_000")
+    pipeline(tmp_path, text=small)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "prefkit", "build-pairs", str(tmp_path / "test.toml"), str(raw), "--out", str(out)]
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(6):
+        process = subprocess.Popen([*command, "--workers", "2"], start_new_session=True, stdout=subprocess.DEVNULL)
+        wait_for_progress(out, process, rng)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        if not (out / "manifest.json").exists():
+            assert kills, "only a kill may leave it unfinished"
+    assert kills >= 3
+    subprocess.run([*command, "--workers", "1", "--quiet"], check=True)
+    ours, theirs = contents(out), contents(built)
+    for name in theirs:
+        if name.endswith(".parquet"):
+            assert ours[name] == theirs[name], name
+    assert verify(out) == []
+    assert not (out / ".work").exists() or (out / "manifest.json").exists()
+
+
+def wait_for_progress(out: Path, process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    """Until some more tasks are done, and then a moment, so that the kill falls into the middle of one."""
+    before = len(list(out.glob(".work/*/*")))
+    deadline = time.monotonic() + 60
+    while process.poll() is None and len(list(out.glob(".work/*/*"))) <= before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(rng.random() * 0.2)
+
+
+def test_a_changed_option_redoes_its_step_and_no_earlier_one(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def build(*overrides: str) -> dict[str, dict[str, float]]:
+        build_pairs(pipeline(tmp_path, *overrides), out, given=[str(raw)], overwrite=True, keep_work=True)
+        return {step: folders(out, step) for step in ("read", "exact", "similar", "clusters", "select", "write")}
+
+    first = build()
+    again = build()
+    assert again == first, "nothing to do: nothing done"
+    margin = build("build.filters.min_margin.margin=2")
+    assert margin["read"] == first["read"]
+    assert margin["clusters"] == first["clusters"]
+    assert len(margin["select"]) == 2 * len(first["select"])
+    assert bands_and_rows(0.61, 128) == bands_and_rows(0.6, 128), "so that the sketches are the same"
+    threshold = build("build.dedupe.threshold=0.61")
+    assert threshold["read"] == first["read"]
+    assert threshold["exact"] == first["exact"]
+    assert len(threshold["clusters"]) == 2
+    length = build("build.filters.prompt_length.min_characters=30")
+    assert len(length["read"]) > len(threshold["read"])
+
+
+def test_a_finished_data_set_is_kept_unless_told(raw: Path, built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    one = pipeline(tmp_path)
+    build_pairs(one, out, given=[str(raw)])
+    before = contents(out)
+    build_pairs(one, out, given=[str(raw)])
+    assert contents(out) == before
+    other = pipeline(tmp_path, "build.split.test=0.5")
+    with pytest.raises(UsageError, match="--overwrite"):
+        build_pairs(other, out, given=[str(raw)])
+    assert contents(out) == before
+    build_pairs(other, out, given=[str(raw)], overwrite=True)
+    assert verify(out) == []
+    assert contents(out) != before
+
+
+def test_a_failed_build_leaves_the_old_data_set_alone(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build_pairs(pipeline(tmp_path), out, given=[str(raw)])
+    before = contents(out)
+    with pytest.raises(DataError, match="no pairs left"):
+        build_pairs(pipeline(tmp_path, "build.filters.min_margin.margin=99"), out, given=[str(raw)], overwrite=True)
+    assert {name: data for name, data in contents(out).items() if not name.startswith(".work")} == before
+
+
+def test_a_folder_of_somebody_else_is_not_touched(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
+        build_pairs(pipeline(tmp_path), tmp_path / "out", given=[str(raw)])
+
+
+# 4. No leak
+
+
+@pytest.mark.parametrize("action", ["drop", "keep"])
+def test_no_cluster_and_no_near_duplicate_crosses_the_split(raw: Path, tmp_path: Path, action: str) -> None:
+    build_pairs(pipeline(tmp_path, f"build.dedupe.action={action}"), tmp_path / "out", given=[str(raw)])
+    sides = [pairs_of(tmp_path / "out", split) for split in ("train", "test")]
+    assert min(len(side) for side in sides) > 15
+    assert not set(sides[0]["cluster_id"]) & set(sides[1]["cluster_id"])
+    grams = [[shingles(prompt[0]["content"]) for prompt in side["prompt"]] for side in sides]
+    worst = max(len(a & b) / len(a | b) for a in grams[0] for b in grams[1])
+    assert worst < 0.6
+    clusters = pl.concat(sides)["cluster_id"]
+    assert (clusters.n_unique() < len(clusters)) == (action == "keep"), "kept duplicates make clusters of several"
+
+
+def shingles(text: str) -> set[str]:
+    words = canonical(text).split()
+    return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+
+
+# 5. Real preferences only
+
+
+@pytest.mark.parametrize("strategy", ["best_vs_worst", "best_vs_random", "all_pairs"])
+def test_chosen_is_better_than_rejected_in_the_raw_data(raw: Path, tmp_path: Path, strategy: str) -> None:
+    import json
+
+    build_pairs(pipeline(tmp_path, f"build.binarize.use={strategy}"), tmp_path / "out", given=[str(raw)])
+    lines = raw.read_bytes().split(b"\n")
+    pairs = pairs_of(tmp_path / "out")
+    assert set(pairs["strategy"]) == {strategy}
+    for pair in pairs.iter_rows(named=True):
+        answers = json.loads(lines[pair["origin_row"] - 1])["completions"]
+        chosen, rejected = answers[pair["chosen_index"]], answers[pair["rejected_index"]]
+        assert pair["chosen"] == [{"role": "assistant", "content": chosen["response"]}]
+        assert pair["rejected"] == [{"role": "assistant", "content": rejected["response"]}]
+        assert chosen["response"].strip() != rejected["response"].strip()
+        assert pair["margin"] == pair["chosen_score"] - pair["rejected_score"] >= 0.5
+        assert pair["chosen_model"] == chosen["model"]
+
+
+# Around it
+
+
+def test_limit_reads_the_first_rows_of_each_file(raw: Path, tmp_path: Path) -> None:
+    record = build_pairs(pipeline(tmp_path, "build.chunk_bytes=9000"), tmp_path / "out", given=[str(raw)], limit=100)
+    blank = raw.read_bytes().split(b"\n")[:100].count(b"")
+    assert record.inputs[0].rows == 100 - blank
+    assert verify(tmp_path / "out") == []
+
+
+def test_several_files_and_sources(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    import json
+
+    write_lines(tmp_path / "uf.jsonl", [json.dumps(row(rng, source="uf")).encode() for _ in range(30)])
+    ready = [
+        {"prompt": f"What is {i} plus one, said in words?", "chosen": f"{i} and one", "rejected": "no"}
+        for i in range(30)
+    ]
+    write_lines(tmp_path / "pairs.jsonl", [json.dumps(one).encode() for one in ready])
+    text = """
+    [[build.inputs]]
+    use = "pairs"
+    paths = ["pairs.jsonl"]
+    source = "ready"
+    [[build.inputs]]
+    use = "ultrafeedback"
+    paths = ["uf.jsonl"]
+    """
+    record = build_pairs(pipeline(tmp_path, text=text), tmp_path / "out")
+    assert {file.path: file.rows for file in record.inputs} == {"pairs.jsonl": 30, "uf.jsonl": 30}
+    assert set(pairs_of(tmp_path / "out")["source"]) == {"ready", "uf"}
+    assert verify(tmp_path / "out") == []
+
+
+def test_functions_from_outside(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rules.py").write_text(
+        "import polars as pl\n"
+        "def without(*, word: str):\n    return ~pl.col('response').str.contains(word, literal=True)\n"
+        "def first_two(candidates):\n"
+        "    return candidates.group_by('group').agg(chosen=pl.col('completion_index').sort_by('score').last(),"
+        " rejected=pl.col('completion_index').sort_by('score').first())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (
+        PIPELINE
+        + '[[build.filters]]\nuse = "my_rules:without"\nword = "explain"\n[build.binarize]\nuse = "my_rules:first_two"\n'
+    )
+    record = build_pairs(pipeline(tmp_path, text=text), tmp_path / "out", given=[str(raw)])
+    assert set(pairs_of(tmp_path / "out")["strategy"]) == {"first_two"}
+    assert verify(tmp_path / "out") == []
+    assert not pairs_of(tmp_path / "out")["chosen"].list.first().struct.field("content").str.contains("explain").any()
+    assert "without" in {reason for stage in record.stages for reason in stage.rejected}
+
+
+def test_a_strategy_that_prefers_the_worse_is_overruled(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_bad_rules.py").write_text(
+        "from prefkit.pairs.binarize import best_vs_worst\n"
+        "def worst(candidates):\n    return best_vs_worst(candidates).rename({'chosen': 'rejected', 'rejected': 'chosen'})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(DataError, match="not_better"):
+        build_pairs(pipeline(tmp_path, "build.binarize.use=my_bad_rules:worst"), tmp_path / "out", given=[str(raw)])
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_parquet_rows_read_as_json_ones(tmp_path: Path) -> None:
+    import json
+
+    rng = random.Random(2)
+    rows = [row(rng) for _ in range(40)]
+    for one in rows:
+        one.pop("models")
+    write_lines(tmp_path / "a.jsonl", [json.dumps(one).encode() for one in rows])
+    pl.DataFrame(rows).write_parquet(tmp_path / "a.parquet", row_group_size=9)
+    outs = []
+    for name in ("a.jsonl", "a.parquet"):
+        folder = tmp_path / name.replace(".", "_")
+        build_pairs(pipeline(folder), folder / "out", given=[str(tmp_path / name)])
+        outs.append(pairs_of(folder / "out").drop("origin_file"))
+    assert outs[0].equals(outs[1])
+
+
+def test_system_prompts_kept_make_prompts_of_their_own(tmp_path: Path) -> None:
+    import json
+
+    rng = random.Random(3)
+    rows = [row(rng, completions=[completion(rng, i, overall_score=1.0 + i) for i in range(4)]) for _ in range(20)]
+    write_lines(tmp_path / "a.jsonl", [json.dumps(one).encode() for one in rows])
+    chosen = pipeline(tmp_path, "build.inputs.ultrafeedback.system_prompt=keep", "build.dedupe.threshold=1.0")
+    build_pairs(chosen, tmp_path / "out", given=[str(tmp_path / "a.jsonl")])
+    pairs = pairs_of(tmp_path / "out")
+    assert {prompt[0]["role"] for prompt in pairs["prompt"]} == {"system"}
+    assert set(zip(pairs["chosen_index"], pairs["rejected_index"], strict=True)) == {(2, 0), (3, 1)}
+    assert verify(tmp_path / "out") == []

@@ -1,0 +1,78 @@
+"""A finished data set from a list of pairs, without the pairs half: what the trainer's tests train on."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefkit import manifest
+from prefkit.config import Pipeline
+from prefkit.manifest import Manifest, Shard
+from prefkit.schema import PAIRS
+
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def pair(prompt: str, chosen: str, rejected: str, /, **columns: object) -> dict:
+    """One row of PAIRS; columns that are not given are made up."""
+    row = {
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "pair_id": f"pair of {prompt} {chosen} {rejected}"[:60],
+        "prompt_id": f"id of {prompt}"[:60],
+        "source": "test",
+        "lang": "en",
+    }
+    return dict.fromkeys(PAIRS.names) | row | columns
+
+
+def toy_pairs(prompts: int = 24, answers: int = 2) -> list[dict]:
+    """Pairs with something to learn: of the answers, that with fewer "no" is better; all pairs of each prompt."""
+    rows = []
+    for n in range(prompts):
+        prompt = f"What is {n} and {n * 7 % 11}? " + "Think about it. " * (n % 4)
+        texts = [f"It is {n + n * 7 % 11}, yes." + " no" * (2 * a) + "!" * (n % 3) for a in range(answers)]
+        for better in range(answers):
+            rows += [
+                pair(prompt, texts[better], worse, source="odd" if n % 2 else "even") for worse in texts[better + 1 :]
+            ]
+    return rows
+
+
+def write_data_set(folder: Path, train: list[dict], test: list[dict] = (), shards: int = 1) -> Manifest:
+    """A data set directory as `prefkit build-pairs` leaves it, `train` dealt to `shards` files prompt by prompt."""
+    (folder / "data").mkdir(parents=True)
+    prompts = list(dict.fromkeys(row["prompt_id"] for row in train))
+    listed = []
+    for number in range(shards):
+        mine = set(prompts[number::shards])
+        listed.append(
+            _write(folder, f"train-{number:05d}", "train", [row for row in train if row["prompt_id"] in mine])
+        )
+    if test:
+        listed.append(_write(folder, "test-00000", "test", list(test)))
+    made = Manifest("test", "", [], {}, {}, [], [], listed)
+    (folder / manifest.FILE_NAME).write_text(manifest.dump(made))
+    return made
+
+
+def _write(folder: Path, name: str, split: str, rows: list[dict]) -> Shard:
+    path = folder / "data" / f"{name}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), path)
+    return Shard(f"data/{path.name}", split, len(rows), path.stat().st_size, manifest.file_sha256(path))
+
+
+def pipeline(folder: Path, *phases: dict, **model: object) -> Pipeline:
+    """A pipeline as if read from a file in `folder`; a tiny random Llama with a tokenizer of its own by default."""
+    table = {"model": model or {"config": TINY, "tokenizer": {"vocab_size": 400}}, "train": [dict(p) for p in phases]}
+    return Pipeline("test", folder / "test.toml", json.dumps(table), [], table)

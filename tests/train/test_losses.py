@@ -1,0 +1,175 @@
+"""Every loss against TRL's own code on the same log-probabilities, in value and gradient, and against closed forms."""
+
+import math
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from prefkit.train import losses
+from prefkit.train.losses import LogProbs
+from prefkit.train.modifiers import add_sft
+
+PAIRS, WIDTH = 5, 12
+LENGTHS = torch.tensor([7, 3, 9, 1, 11, 4, 8, 2, 10, 6])  # chosen, then rejected
+
+
+@pytest.fixture
+def token_logps():
+    """[2 PAIRS, WIDTH] per-token log-probabilities, chosen rows first, zero beyond each completion."""
+    torch.manual_seed(0)
+    mask = torch.arange(WIDTH) < LENGTHS[:, None]
+    return -torch.rand(2 * PAIRS, WIDTH, dtype=torch.float64).mul(3) * mask
+
+
+@pytest.fixture
+def reference_sums():
+    torch.manual_seed(1)
+    return -torch.rand(2 * PAIRS, dtype=torch.float64) * 2 * LENGTHS
+
+
+def as_logprobs(sums, lengths=LENGTHS):
+    (chosen, rejected), (chosen_length, rejected_length) = sums.chunk(2), lengths.chunk(2)
+    return LogProbs(chosen, rejected, chosen_length, rejected_length)
+
+
+def trl_dpo(token_logps, reference_sums, loss_types, lengths=LENGTHS, loss_weights=None, **options):
+    """The loss of TRL's DPOTrainer, computed by its own method on a model that returns `token_logps`; and its log."""
+    trl = pytest.importorskip("trl")
+    mask = (torch.arange(-1, WIDTH) >= 0) & (torch.arange(-1, WIDTH) < lengths[:, None])  # column 0 is the prompt
+    accelerator = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=accelerator,
+        loss_types=loss_types,
+        loss_weights=loss_weights or [1.0] * len(loss_types),
+        label_smoothing=options.get("label_smoothing", 0.0),
+        beta=options["beta"],
+        f_divergence_type="reverse_kl",
+        precompute_ref_logps=True,
+        ld_alpha=None,
+        use_weighting=False,
+        aux_loss_enabled=False,
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    nothing = torch.zeros_like(token_logps)
+    outputs = SimpleNamespace(log_probs=token_logps, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
+    ref_chosen, ref_rejected = reference_sums.chunk(2)
+    inputs = {
+        "input_ids": torch.zeros_like(mask, dtype=torch.long),
+        "attention_mask": torch.ones_like(mask, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "ref_chosen_logps": ref_chosen,
+        "ref_rejected_logps": ref_rejected,
+    }
+    loss = trl.DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+    return loss, trainer._metrics["train"]
+
+
+def assert_same(ours, theirs, token_logps):
+    assert torch.allclose(ours, theirs, rtol=1e-6, atol=0)
+    (grad,), (expected,) = (torch.autograd.grad(loss, token_logps, retain_graph=True) for loss in (ours, theirs))
+    assert expected.abs().max() > 0
+    assert torch.allclose(grad, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("beta", [0.05, 1.0, 5.0])
+@pytest.mark.parametrize("name", ["sigmoid", "sigmoid_norm", "ipo", "hinge"])
+def test_equals_trl(name, beta, token_logps, reference_sums):
+    token_logps.requires_grad_()
+    output = getattr(losses, name)(as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums), beta=beta)
+    expected, log = trl_dpo(token_logps, reference_sums, [name], beta=beta)
+    assert_same(output.losses_P.mean(), expected, token_logps)
+    assert output.chosen_rewards_P.mean().item() == pytest.approx(log["rewards/chosen"][0], rel=1e-6)
+    assert output.rejected_rewards_P.mean().item() == pytest.approx(log["rewards/rejected"][0], rel=1e-6)
+    assert not output.chosen_rewards_P.requires_grad
+
+
+def test_smoothed_sigmoid_equals_trl_one_pair_at_a_time(token_logps, reference_sums):
+    """TRL's `sigmoid` ignores label_smoothing; its `aot`, whose sort of one pair does nothing, is then cDPO."""
+    token_logps.requires_grad_()
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    ours = losses.sigmoid(policy, reference, beta=0.3, label_smoothing=0.2).losses_P
+    for i in range(PAIRS):
+        rows = [i, i + PAIRS]
+        options = {"lengths": LENGTHS[rows], "beta": 0.3, "label_smoothing": 0.2}
+        expected, _ = trl_dpo(token_logps[rows], reference_sums[rows], ["aot"], **options)
+        assert_same(ours[i], expected, token_logps)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_simpo_equals_trl(label_smoothing, token_logps):
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    token_logps.requires_grad_()
+    policy = as_logprobs(token_logps.sum(1))
+    output = losses.simpo(policy, beta=2.5, gamma=1.4, label_smoothing=label_smoothing)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu"),
+        loss_type="simpo",
+        simpo_gamma=1.4,
+        beta=2.5,
+        label_smoothing=label_smoothing,
+        alpha=0.0,
+    )
+    expected, chosen, rejected = cpo.CPOTrainer.cpo_loss(
+        trainer, policy.chosen_P / policy.chosen_length_P, policy.rejected_P / policy.rejected_length_P
+    )
+    assert_same(output.losses_P.sum(), expected.sum(), token_logps)
+    assert torch.allclose(output.chosen_rewards_P, chosen)
+    assert torch.allclose(output.rejected_rewards_P, rejected)
+
+
+def test_sft_term_equals_trl_where_chosen_answers_are_equally_long(token_logps, reference_sums):
+    lengths = LENGTHS.clone()
+    lengths[:PAIRS] = 6
+    token_logps.requires_grad_()
+    masked = (token_logps - 0.5) * (torch.arange(WIDTH) < lengths[:, None])
+    policy, reference = as_logprobs(masked.sum(1), lengths), as_logprobs(reference_sums, lengths)
+    output = add_sft(losses.sigmoid(policy, reference, beta=0.1), policy, sft_weight=0.7)
+    expected, _ = trl_dpo(
+        masked, reference_sums, ["sigmoid", "sft"], lengths=lengths, loss_weights=[1.0, 0.7], beta=0.1
+    )
+    assert_same(output.losses_P.mean(), expected, token_logps)
+
+
+def test_sft_term_weighs_every_pair_alike(token_logps, reference_sums):
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    plain = losses.hinge(policy, reference)
+    added = add_sft(plain, policy, sft_weight=2.0)
+    assert torch.allclose(added.losses_P - plain.losses_P, -2 * policy.chosen_P / policy.chosen_length_P)
+    assert added.chosen_rewards_P is plain.chosen_rewards_P
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
+def test_a_policy_that_is_its_reference_has_loss_ln_2(label_smoothing, reference_sums):
+    same = as_logprobs(reference_sums)
+    for loss in (losses.sigmoid, losses.sigmoid_norm):
+        output = loss(same, same, label_smoothing=label_smoothing)
+        assert torch.allclose(output.losses_P, torch.full((PAIRS,), math.log(2), dtype=torch.float64))
+        assert not output.chosen_rewards_P.any()
+        assert not output.rejected_rewards_P.any()
+
+
+def test_smoothing_stops_at_its_own_confidence():
+    """The gradient of cDPO vanishes where sigmoid(beta d) = 1 - label_smoothing."""
+    chosen = torch.tensor([math.log(0.9 / 0.1) / 0.5], requires_grad=True)
+    zero, one = torch.zeros(1), torch.ones(1)
+    output = losses.sigmoid(
+        LogProbs(chosen, zero, one, one), LogProbs(zero, zero, one, one), beta=0.5, label_smoothing=0.1
+    )
+    output.losses_P.sum().backward()
+    assert chosen.grad.abs().item() < 1e-7
+
+
+def test_extreme_margins_stay_finite():
+    chosen = torch.tensor([1e4, -1e4], requires_grad=True)
+    zero, one = torch.zeros(2), torch.ones(2)
+    reference = LogProbs(zero, zero, one, one)
+    for loss in (losses.sigmoid, losses.sigmoid_norm, losses.ipo, losses.hinge):
+        output = loss(LogProbs(chosen, zero, one, one), reference, beta=1.0)
+        (grad,) = torch.autograd.grad(output.losses_P.sum(), chosen)
+        assert output.losses_P.isfinite().all()
+        assert grad.isfinite().all()

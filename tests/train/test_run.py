@@ -1,0 +1,384 @@
+"""Whole runs at toy size: what they leave behind, and that nothing but the speed depends on how they went."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+
+from prefkit.errors import TrainError, UsageError
+from prefkit.train import loop, metrics, run
+from prefkit.train.loop import learning_rate
+from prefkit.train.metrics import TIMING, Silent
+from prefkit.train.options import Phase
+from tests.train.datasets_for_tests import TINY, pair, pipeline, toy_pairs, write_data_set
+
+DPO = {"name": "dpo", "objective": "sigmoid", "learning_rate": 1e-3, "pairs_per_step": 6}
+SFT = {"objective": "sft", "learning_rate": 1e-3, "pairs_per_step": 8}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "d"
+    rows = toy_pairs(24, answers=3)
+    write_data_set(folder, rows[:54], rows[54:], shards=2)
+    return folder
+
+
+def lines(out: Path, phase: str | None = None) -> list[dict]:
+    """The metrics of a run without what is measured by the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in metrics.read(out, phase)]
+
+
+def losses(out: Path, phase: str = "dpo") -> list[float]:
+    return [line["loss"] for line in lines(out, phase) if "loss" in line]
+
+
+def trained(data: Path, out: Path, *phases: dict, **options) -> list[float]:
+    """Losses of the last phase of a run."""
+    run.train(pipeline(data, *phases), data=data, out=out, **options)
+    return losses(out, phases[-1].get("name", phases[-1]["objective"]))
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing in the trainer catches it."""
+
+
+class KillAt(Silent):
+    """Dies right after the metrics of a step are written."""
+
+    def __init__(self, step: int, phase: str = "dpo"):
+        self.step, self.phase = step, phase
+
+    def update(self, stage, done, total, detail=""):
+        if stage == self.phase and done == self.step:
+            raise Killed
+
+
+def test_two_phases_end_in_a_better_model(data, tmp_path):
+    out = tmp_path / "run"
+    result = run.train(pipeline(data, SFT, {**DPO, "epochs": 2}), data=data, out=out)
+    dpo = result["phases"]["dpo"]
+    assert dpo["eval_before"]["eval_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert dpo["eval_before"]["eval_rewards/accuracies"] == 0.5
+    assert dpo["eval_after"]["eval_loss"] < 0.6
+    assert dpo["eval_after"]["eval_rewards/accuracies"] > 0.9
+    sft = losses(out, "sft")
+    assert sft[-1] < sft[0]
+    first = lines(out, "dpo")[1]
+    assert {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
+            "grad_norm", "learning_rate", "num_tokens", "epoch", "step", "packing_efficiency"} <= set(first)  # fmt: skip
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert first["sharing_factor"] > 3
+    assert list((out / "dpo").glob("events.out.tfevents.*"))
+    AutoModelForCausalLM.from_pretrained(out / "sft" / "model")
+    AutoModelForCausalLM.from_pretrained(out / "model")
+    assert AutoTokenizer.from_pretrained(out / "model").chat_template
+    card = (out / "model" / "README.md").read_text()
+    assert run.manifests.read(data).data_hash in card
+    assert '"beta": 0.1' in card
+    assert "prefkit_tree" not in (out / "model" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("step", [1, 4, 8, 9])
+def test_killed_at_any_step_and_resumed_is_bitwise_the_same(data, tmp_path, step):
+    phases = [SFT, {**DPO, "checkpoint_every": 3, "eval_every": 4}]
+    run.train(pipeline(data, *phases), data=data, out=tmp_path / "whole")
+    with pytest.raises(Killed):
+        run.train(pipeline(data, *phases), data=data, out=tmp_path / "killed", progress=KillAt(step))
+    run.train(pipeline(data, *phases), data=data, out=tmp_path / "killed", resume=True)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 9
+    for file in ("model/model.safetensors", "model/config.json", "model/README.md"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_killed_several_times_in_both_phases(data, tmp_path):
+    phases = [{**SFT, "checkpoint_every": 1}, {**DPO, "checkpoint_every": 2, "lora": {"r": 4, "dropout": 0.3}}]
+    run.train(pipeline(data, *phases), data=data, out=tmp_path / "whole")
+    for number, (phase, step) in enumerate([("sft", 2), ("sft", 3), ("dpo", 1), ("dpo", 3), ("dpo", 4), ("dpo", 8)]):
+        with pytest.raises(Killed):
+            killer = KillAt(step, phase)
+            run.train(pipeline(data, *phases), data=data, out=tmp_path / "k", resume=number > 0, progress=killer)
+    run.train(pipeline(data, *phases), data=data, out=tmp_path / "k", resume=True)
+    assert lines(tmp_path / "k") == lines(tmp_path / "whole")
+
+
+def test_resume_takes_the_reference_from_the_start_weights(data, tmp_path):
+    """With the cache gone, resuming must not take the trained policy for the reference."""
+    phases = [{**DPO, "checkpoint_every": 2}]
+    whole = trained(data, tmp_path / "whole", *phases, cache=tmp_path / "cache")
+    for reference in ("cached", "live"):
+        out, cache = tmp_path / reference, tmp_path / f"cache {reference}"
+        options = {"data": data, "out": out}
+        phases = [{**DPO, "checkpoint_every": 2, "reference": reference}]
+        with pytest.raises(Killed):
+            run.train(pipeline(data, *phases), cache=cache, progress=KillAt(5), **options)
+        run.train(pipeline(data, *phases), cache=tmp_path / f"empty {reference}", resume=True, **options)
+        np.testing.assert_allclose(losses(out), whole, atol=1e-6)
+
+
+def test_bins_do_not_change_the_result(data, tmp_path):
+    """Loss and weights of a step are those of one bin with all of it, however small the bins."""
+    runs = {size: trained(data, tmp_path / str(size), {**DPO, "max_tokens": size}) for size in (90, 300, 8192)}
+    bins = [line["packing_efficiency"] for line in lines(tmp_path / "90") if "loss" in line]
+    assert max(bins) > 0.5  # there was something to pack
+    weights = {size: load_file(tmp_path / str(size) / "model" / "model.safetensors") for size in runs}
+    for size in (90, 300):
+        np.testing.assert_allclose(runs[size], runs[8192], atol=1e-6)
+        for name, tensor in weights[size].items():
+            torch.testing.assert_close(tensor, weights[8192][name], atol=2e-5, rtol=0)
+
+
+def test_sft_bins_do_not_change_the_result(data, tmp_path):
+    runs = [trained(data, tmp_path / str(size), {**SFT, "max_tokens": size}) for size in (70, 8192)]
+    np.testing.assert_allclose(runs[0], runs[1], atol=1e-5)
+
+
+def test_live_and_cached_reference_agree(data, tmp_path):
+    cached = trained(data, tmp_path / "a", {**DPO, "lora": {"r": 4}, "learning_rate": 1e-2})
+    live = trained(data, tmp_path / "b", {**DPO, "lora": {"r": 4}, "learning_rate": 1e-2, "reference": "live"})
+    np.testing.assert_allclose(live, cached, atol=1e-6)
+    assert cached[-1] < cached[0] - 1e-3
+    full = trained(data, tmp_path / "c", DPO)
+    np.testing.assert_allclose(trained(data, tmp_path / "d", {**DPO, "reference": "live"}), full, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_nothing(data, tmp_path):
+    plain = trained(data, tmp_path / "a", DPO, max_steps=4)
+    np.testing.assert_allclose(
+        trained(data, tmp_path / "b", {**DPO, "gradient_checkpointing": True}, max_steps=4), plain, atol=1e-6
+    )
+
+
+def test_bfloat16_learns_and_keeps_float32_weights(data, tmp_path):
+    found = trained(data, tmp_path / "r", {**DPO, "dtype": "bfloat16", "epochs": 2})
+    assert found[0] == pytest.approx(np.log(2), abs=0.02)
+    assert found[-1] < found[0]
+    assert {t.dtype for t in load_file(tmp_path / "r" / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("objective", ["ipo", "hinge", "sigmoid_norm", "simpo", "prefkit.train.losses:sigmoid"])
+def test_every_loss_trains(data, tmp_path, objective):
+    phase = {
+        "name": "p",
+        "objective": objective,
+        "learning_rate": 3e-3,
+        "pairs_per_step": 6,
+        "sft_weight": 0.1,
+        "epochs": 2,
+    }
+    found = trained(data, tmp_path / "r", phase)
+    assert np.mean(found[-3:]) < np.mean(found[:3])
+
+
+FAMILIES = {
+    "qwen3": {**TINY, "model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
+    "mistral": {**TINY, "model_type": "mistral", "head_dim": 8, "sliding_window": 6},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(data, tmp_path, family):
+    table = pipeline(data, {**DPO, "checkpoint_every": 2}, config=FAMILIES[family], tokenizer={"vocab_size": 400})
+    run.train(table, data=data, out=tmp_path / "a", max_steps=4)
+    with pytest.raises(Killed):
+        run.train(table, data=data, out=tmp_path / "b", max_steps=4, progress=KillAt(3))
+    run.train(table, data=data, out=tmp_path / "b", max_steps=4, resume=True)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
+
+
+def test_padded_path_is_taken_aloud_and_agrees(data, tmp_path, monkeypatch):
+    trees = trained(data, tmp_path / "a", DPO, max_steps=3)
+    monkeypatch.setattr("prefkit.train.attention.supports", lambda model: "it is recurrent")
+    notes = []
+    progress = Silent()
+    monkeypatch.setattr(progress, "note", notes.append)
+    padded = trained(data, tmp_path / "b", DPO, max_steps=3, progress=progress)
+    np.testing.assert_allclose(padded, trees, atol=1e-5)
+    assert any("it is recurrent" in note for note in notes)
+
+
+def test_nan_names_the_pairs_and_spares_the_weights(data, tmp_path, monkeypatch):
+    broken = []
+
+    def nan_at_third(self, bin):
+        logps = whole(self, bin)
+        if len(seen := {**{}}) == 0 and self.model.training:
+            broken.append(1)
+            if len(broken) == 3:
+                return logps * torch.where(
+                    bin.sequence_rows_Q == bin.pairs_P2[0, 0] + bin.sequence_rows_Q[0], torch.nan, 1.0
+                )
+        return logps
+
+    whole = loop.Policy.sequence_logps
+    monkeypatch.setattr(loop.Policy, "sequence_logps", nan_at_third)
+    out = tmp_path / "r"
+    with pytest.raises(TrainError, match=r"loss of step 3 is not finite.*Pairs: pair of What is"):
+        trained(data, out, {**DPO, "checkpoint_every": 1})
+    monkeypatch.setattr(loop.Policy, "sequence_logps", whole)
+    run.train(pipeline(data, {**DPO, "checkpoint_every": 1}), data=data, out=out, resume=True)
+    assert losses(out) == trained(data, tmp_path / "whole", {**DPO, "checkpoint_every": 1})
+
+
+def test_wrong_reference_is_found_at_the_first_step(data, tmp_path, monkeypatch):
+    whole = run.reference.cached
+    monkeypatch.setattr(run.reference, "cached", lambda *a, **k: whole(*a, **k) * 1.01)
+    with pytest.raises(TrainError, match=r"loss of the first step is .* but must be 0\.69315"):
+        trained(data, tmp_path / "r", DPO)
+
+
+def test_run_folder_is_protected(data, tmp_path):
+    out = tmp_path / "r"
+    trained(data, out, DPO, max_steps=2)
+    with pytest.raises(UsageError, match="already holds a run"):
+        trained(data, out, DPO, max_steps=2)
+    with pytest.raises(UsageError, match=r"options\.train\.dpo\.beta was 0\.1 and is now 0\.2"):
+        trained(data, out, {**DPO, "beta": 0.2}, max_steps=2, resume=True)
+    with pytest.raises(UsageError, match="max_steps was 2 and is now 3"):
+        trained(data, out, DPO, max_steps=3, resume=True)
+    before = lines(out)
+    assert trained(data, out, DPO, max_steps=2, resume=True)
+    assert lines(out) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="is not empty"):
+        trained(data, other, DPO)
+
+
+def test_changed_start_model_is_refused_on_resume(data, tmp_path):
+    trained(data, tmp_path / "base", SFT, max_steps=1)
+    base = tmp_path / "base" / "model"
+    table = pipeline(data, {**DPO, "checkpoint_every": 1}, path=str(base))
+    with pytest.raises(Killed):
+        run.train(table, data=data, out=tmp_path / "r", progress=KillAt(3))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.lm_head.weight.data += 0.1
+    model.save_pretrained(base)
+    with pytest.raises(TrainError, match="has changed since"):
+        run.train(table, data=data, out=tmp_path / "r", resume=True)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from prefkit.train import run
+from prefkit.train.metrics import Silent
+from tests.train.datasets_for_tests import pipeline
+class Say(Silent):
+    def update(self, stage, done, total, detail=""):
+        print(stage, done, flush=True)
+data, out = map(Path, sys.argv[1:3])
+phase = {"name": "dpo", "objective": "sigmoid", "learning_rate": 1e-3, "pairs_per_step": 2, "checkpoint_every": 3}
+try:
+    run.train(pipeline(data, phase), data=data, out=out, resume=True, progress=Say())
+except KeyboardInterrupt as stop:
+    print(stop, flush=True)
+    sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_real_signals(data, tmp_path, number):
+    """SIGTERM ends after a checkpoint and says how to go on; kill -9 loses no more than the steps since the last one."""
+
+    def start(out):
+        command = [sys.executable, "-c", SCRIPT, str(data), str(out)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+    assert start(tmp_path / "whole").wait() == 0
+    process = start(tmp_path / "cut")
+    for line in process.stdout:
+        if line.startswith("dpo 8"):
+            os.kill(process.pid, number)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == (130 if number == signal.SIGTERM else -9)
+    if number == signal.SIGTERM:
+        assert "go on with --resume" in rest
+    assert start(tmp_path / "cut").wait() == 0
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 0.1, 7])
+def test_schedules_are_those_of_transformers(schedule, warmup):
+    steps = 40
+    phase = Phase(objective="sigmoid", schedule=schedule, warmup=warmup, learning_rate=0.5)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    warm = 4 if warmup == 0.1 else warmup
+    expected = get_scheduler(name, optimizer, num_warmup_steps=warm, num_training_steps=steps)
+    for step in range(steps):
+        assert learning_rate(phase, step, steps) == pytest.approx(expected.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        expected.step()
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ({"objective": "sigmoid", "betta": 0.1}, r'has no option "betta".*Did you mean "beta'),
+        ({"objective": "sigmiod"}, r'no objective "sigmiod".*Did you mean "sigmoid"'),
+        ({"objective": "simpo", "reference": "live"}, 'option "reference" has no effect on objective "simpo"'),
+        ({"objective": "sft", "sft_weight": 1.0}, 'option "sft_weight" has no effect on objective "sft"'),
+        ({"objective": "sft", "beta": 0.1}, 'objective "sft" has no option "beta"'),
+        ({"objective": "hinge", "label_smoothing": 0.1}, 'objective "hinge" has no option "label_smoothing"'),
+        ({"objective": "ipo", "column": "x"}, 'option "column" has no effect on objective "ipo"'),
+        ({"objective": "sigmoid", "beta": -1}, "beta"),
+        ({"objective": "sigmoid", "dtype": "float16"}, "dtype"),
+        ({"objective": "sigmoid", "lora": {"rank": 8}}, 'lora: unknown option "rank"'),
+        ({"objective": "sigmoid", "name": "../up"}, "must be letters"),
+        ({"learning_rate": 1.0}, "objective is missing"),
+    ],
+)
+def test_options_are_checked(data, phase, message):
+    with pytest.raises(UsageError, match=message):
+        run.check(pipeline(data, phase))
+
+
+def test_model_options_are_checked(data):
+    with pytest.raises(UsageError, match="has neither"):
+        run.check(pipeline(data, DPO, seed=1))
+    with pytest.raises(UsageError, match="not both"):
+        run.check(pipeline(data, DPO, path="a", config={}))
+    with pytest.raises(UsageError, match="needs a tokenizer"):
+        run.check(pipeline(data, DPO, config=TINY))
+    with pytest.raises(UsageError, match="vocab_size"):
+        run.check(pipeline(data, DPO, config=TINY, tokenizer={"vocab_size": 3}))
+    assert run.check(pipeline(data, DPO), model="some/name").model.path == "some/name"
+    with pytest.raises(UsageError, match='two .* named "dpo"'):
+        run.check(pipeline(data, DPO, DPO))
+
+
+def test_plan_and_options_are_plain_data(data):
+    options = run.check(pipeline(data, SFT, DPO))
+    table = json.loads(json.dumps(options.table()))
+    assert table["train"][1]["beta"] == 0.1
+    assert "column" not in table["train"][1]
+    planned = run.plan(options, data, max_steps=5)
+    assert [(p["phase"], p["steps"], p["reference"]) for p in planned] == [("sft", 5, None), ("dpo", 5, "cached")]
+
+
+def test_pair_that_fits_no_bin_is_named_before_training(data, tmp_path):
+    with pytest.raises(TrainError, match="max_tokens = 30"):
+        trained(data, tmp_path / "r", {**DPO, "max_tokens": 30})
+    assert not (tmp_path / "r" / "metrics.jsonl").exists()
+
+
+def test_nothing_left_is_an_error(tmp_path):
+    write_data_set(tmp_path / "d", [pair("a b c d e f g", "x", "y")])
+    with pytest.raises(TrainError, match=r"nothing to train on is left of .*1 prompt too long"):
+        trained(tmp_path / "d", tmp_path / "r", {**DPO, "max_length": 3})
