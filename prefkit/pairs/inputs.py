@@ -113,7 +113,7 @@ def _known(path: Path) -> bool:
 
 
 def index(file: RawFile, chunk_bytes: int) -> Indexed:
-    """Hash a file and cut it into parts. Raises DataError where it cannot be read."""
+    """Hash a file and cut it into at least one part. Raises DataError where it cannot be read."""
     try:
         if file.is_parquet:
             return _index_parquet(file, chunk_bytes)
@@ -148,7 +148,7 @@ def _index_lines(file: RawFile, chunk_bytes: int) -> Indexed:
             else:
                 lines += block.count(b"\n")
             offset += len(block)
-    if offset > start:
+    if offset > start or not parts:
         parts.append(Part(file, "lines", start, offset, first_row + 1, offset - start))
     return Indexed(offset, sha.hexdigest(), parts)
 
@@ -164,7 +164,7 @@ def _index_parquet(file: RawFile, chunk_bytes: int) -> Indexed:
             parts.append(Part(file, "parquet", start, group + 1, first_row + 1, size))
             start, first_row, size = group + 1, rows, 0
     digest, total = _hash(file.path)
-    return Indexed(total, digest, parts)
+    return Indexed(total, digest, parts or [Part(file, "parquet", 0, 0, 1, 0)])
 
 
 def _parquet(file: RawFile) -> Any:
@@ -237,6 +237,8 @@ def _array_rows(part: Part) -> Iterator[RawRow]:
 def _parquet_rows(part: Part) -> Iterator[RawRow]:
     assert part.end is not None
     number = part.first_row
+    if part.start == part.end:
+        return
     for batch in _parquet(part.file).iter_batches(batch_size=1000, row_groups=list(range(part.start, part.end))):
         for value in batch.to_pylist():
             yield RawRow(number, b"", value)

@@ -30,8 +30,9 @@ def verify(folder: Path) -> list[str]:
     listed = {shard.path for shard in record.shards}
     present = {path.relative_to(folder).as_posix() for kind in ("data", "rejects") for path in folder.glob(f"{kind}/*")}
     wrong += [f"{name}: not in the manifest." for name in sorted(present - listed)]
+    whole = not wrong
     wrong += _stages(record)
-    if not wrong:  # the rest would only repeat, in other words, that a file is damaged
+    if whole:  # of damaged files the rest would only say the same in other words
         wrong += _preferences(folder, record)
         wrong += _leaks(folder, record)
         wrong += _conservation(folder, record)

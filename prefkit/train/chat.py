@@ -111,7 +111,7 @@ LOSSES = {
 
 
 def cache_folder(data: Path, cache: Path | None, otherwise: Path) -> Path:
-    """Where token stores and references live: `cache` if given, beside the shards, `otherwise` if those are read-only."""
+    """Where token stores and references live: `cache`, or beside the shards, or `otherwise` if those are read-only."""
     if cache is not None:
         return cache
     return data / ".cache" if os.access(data, os.W_OK) else otherwise

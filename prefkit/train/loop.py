@@ -194,9 +194,9 @@ def check_start(loop: Loop, loss: float, results: list[BinLoss], step: Step) -> 
     expected = torch.stack(sums).sum().item() / step.examples
     if abs(loss - expected) > START_TOLERANCE[loop.phase.dtype] * max(1.0, abs(expected)):
         raise TrainError(
-            f"{loop.phase.name}: the loss of the first step is {loss:.5f}, but must be {expected:.5f}, since the policy "
-            f"still is the reference. The cached log-probabilities are not of this model (delete {loop.job.cache}), "
-            "or the model does not give the same result twice."
+            f"{loop.phase.name}: the loss of the first step is {loss:.5f}, but must be {expected:.5f}, since the "
+            "policy still is the reference. The cached log-probabilities are another model's (delete "
+            f"{loop.job.cache}), or the model does not give the same result twice."
         )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch import Tensor
 from prefkit import manifest as manifests
 from prefkit import resolve
 from prefkit.config import Pipeline
-from prefkit.errors import DataError, TrainError, UsageError
+from prefkit.errors import DataError, PrefkitError, TrainError, UsageError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.resolve import Call
 from prefkit.train import chat, checkpoint, export, metrics, policy, reference, tokenizer
@@ -67,11 +68,29 @@ def train(
     if not manifest.rows("train"):
         raise DataError(f"{data}: the train split has no pairs, so there is nothing to learn from.")
     claim(out, options, manifest, max_steps, resume=resume)
+    try:
+        return run_phases(options, manifest, data, out, cache, max_steps, progress or Silent())
+    except PrefkitError:
+        if not (out / metrics.FILE_NAME).exists():
+            unclaim(out)  # a wrong model name, say, should not cost the user the folder
+        raise
+
+
+def run_phases(
+    options: TrainOptions,
+    manifest: Manifest,
+    data: Path,
+    out: Path,
+    cache: Path | None,
+    max_steps: int | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """All phases that are not finished yet, in turn; returns what `train` does."""
     policy.quiet_transformers()
     torch.set_flush_denormal(True)  # tiny gradients otherwise reach denormals, which halve the speed of a CPU
     words = prepare_tokenizer(options, data, manifest, out)
     cache = chat.cache_folder(data, cache, out / "cache")
-    job = Job(options, data, manifest, out, cache, words, max_steps, progress or Silent())
+    job = Job(options, data, manifest, out, cache, words, max_steps, progress)
     for number, phase in enumerate(options.phases):
         if not (out / phase.name / "phase.json").exists():
             run_phase(job, number)
@@ -110,10 +129,18 @@ def claim(out: Path, options: TrainOptions, manifest: Manifest, max_steps: int |
         for key, old, new in differences(before, json.loads(json.dumps(table))):
             raise UsageError(f"{out}: cannot resume, {key} was {old!r} and is now {new!r}. Choose another --out.")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != "cache" for path in out.iterdir())):
         raise UsageError(f"{out} is not empty and holds no run of prefkit. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     write_text_atomically(record, json.dumps(table, indent=1) + "\n")
+
+
+def unclaim(out: Path) -> None:
+    """Undo `claim` for a run that did not begin; what is in its cache stays, as it will be found again."""
+    (out / "run.json").unlink()
+    shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -3,11 +3,13 @@
     prefkit build-pairs hh-rlhf test.jsonl.gz --out DIR
     python tests/benchmarks/train_vs_trl.py DIR [--steps 24 --batch 4 --repeats 3 --reference live --dtype float32]
 
-A small random Llama (4 layers of width 256, vocabulary 8,192 by default) is written to a temporary folder; each side then trains it in a process
-of its own, pinned to one core, on the steps of prefkit's plan, with its reference model in memory (`live`) or its log-probabilities computed
-beforehand (`cached`). Sides alternate. Pairs per second are measured from the end of the first step to the end of the last, medians
-of the repeats are quoted. The data set must have one pair a prompt, so that prefkit's steps are exactly `--batch` pairs; pairs that
-max_length makes unusable are left out of both. Printed as one JSON object.
+A small random Llama (4 layers of width 256, vocabulary 8,192 by default) is written to a temporary folder; each side
+then trains it in a process of its own, pinned to one core, on the steps of prefkit's plan, with its reference model
+in memory (`live`) or its log-probabilities computed beforehand (`cached`). Sides alternate. Pairs per second are
+measured from the end of the first step to the end of the last, medians of the repeats are quoted. The data set must
+have one pair a prompt, so that prefkit's steps are exactly `--batch` pairs; pairs that max_length makes unusable are
+left out of both.
+Printed as one JSON object.
 """
 
 import argparse
@@ -60,7 +62,7 @@ def main() -> None:
 def run_side(side: str, given: argparse.Namespace) -> dict:
     """Measure one side in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--work", str(given.work)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -186,10 +188,6 @@ def on_trl(given: argparse.Namespace) -> dict:
     class InOrder(DPOTrainer):
         def _get_train_sampler(self, *_arguments: object) -> SequentialSampler:
             return SequentialSampler(self.train_dataset)
-
-        def log(self, logs: dict, *arguments: object) -> None:
-            # The trainer rounds the logged loss to four digits; this is the same number before that.
-            super().log(logs, *arguments)
 
     cached = given.reference == "cached"
     trainer = InOrder(

@@ -347,10 +347,8 @@ def test_functions_from_outside(raw: Path, tmp_path: Path, monkeypatch: pytest.M
         " rejected=pl.col('completion_index').sort_by('score').first())\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = (
-        PIPELINE
-        + '[[build.filters]]\nuse = "my_rules:without"\nword = "explain"\n[build.binarize]\nuse = "my_rules:first_two"\n'
-    )
+    rule = '[[build.filters]]\nuse = "my_rules:without"\nword = "explain"\n'
+    text = PIPELINE + rule + '[build.binarize]\nuse = "my_rules:first_two"\n'
     record = build_pairs(pipeline(tmp_path, text=text), tmp_path / "out", given=[str(raw)])
     assert set(pairs_of(tmp_path / "out")["strategy"]) == {"first_two"}
     assert verify(tmp_path / "out") == []
@@ -363,7 +361,8 @@ def test_a_strategy_that_prefers_the_worse_is_overruled(
 ) -> None:
     (tmp_path / "my_bad_rules.py").write_text(
         "from prefkit.pairs.binarize import best_vs_worst\n"
-        "def worst(candidates):\n    return best_vs_worst(candidates).rename({'chosen': 'rejected', 'rejected': 'chosen'})\n"
+        "def worst(candidates):\n"
+        "    return best_vs_worst(candidates).rename({'chosen': 'rejected', 'rejected': 'chosen'})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(DataError, match="not_better"):

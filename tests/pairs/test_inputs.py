@@ -60,6 +60,15 @@ def test_cuts_change_neither_numbers_nor_lines(
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_empty_files_have_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "b.json").write_text("[]")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b""))
+    pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "d.parquet")
+    for path in tmp_path.iterdir():
+        assert read_all(path) == [], path.name
+
+
 def test_byte_order_mark_and_carriage_returns(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
     assert read_all(tmp_path / "a.jsonl") == [(1, {"a": 1}), (2, {"a": 2})]

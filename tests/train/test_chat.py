@@ -173,7 +173,7 @@ def test_changed_options_or_bytes_give_another_store(tmp_path, words):
 def test_interrupted_store_goes_on(tmp_path, words, monkeypatch):
     folder = tmp_path / "d"
     manifest = write_data_set(folder, toy_pairs(9), shards=3)
-    how = dict(cache=folder / "cache", progress=Silent())
+    how = {"cache": folder / "cache", "progress": Silent()}
     whole = chat.write_shard
     calls = []
 

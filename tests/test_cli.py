@@ -1,0 +1,234 @@
+"""The command line as a user meets it: what it prints, its exit codes, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prefkit.cli import main
+from tests.pairs.raw import dirty_lines, write_lines
+
+PREFKIT = [sys.executable, "-m", "prefkit"]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("cli") / "raw.jsonl", dirty_lines(200))
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
+    """Run a command that must fail; the one sentence that it prints."""
+    assert main([str(argument) for argument in arguments]) == code
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("prefkit: ")
+    assert len(message.splitlines()) == 1, message
+    assert "Traceback" not in message
+    return message
+
+
+def build(raw: Path, out: Path, *more: str) -> list[str]:
+    return ["build-pairs", "ultrafeedback", str(raw), "--out", str(out), "--workers", "1", *more]
+
+
+def test_build_then_verify(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(raw, tmp_path / "out")) == 0
+    printed = capsys.readouterr()
+    for words in ("exact_duplicate", "not_json", "pairs (", "rejected"):
+        assert words in printed.out
+    assert printed.err == "", "no progress where there is no terminal"
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert "whole" in capsys.readouterr().out
+    next((tmp_path / "out" / "data").iterdir()).unlink()
+    assert main(["verify", str(tmp_path / "out")]) == 1
+    assert "missing" in capsys.readouterr().out
+
+
+def test_quiet_says_nothing(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(raw, tmp_path / "out", "--quiet")) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_dry_run_writes_nothing(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build(raw, tmp_path / "out", "--dry-run", "--set", "build.split.test=0.25")) == 0
+    printed = capsys.readouterr().out
+    assert '"test": 0.25' in printed
+    assert '"threshold": 0.7' in printed
+    assert "nothing was written" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_mistakes(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    file = tmp_path / "p.toml"
+
+    def message(*more: str) -> str:
+        return fails(capsys, 2, *build(raw, out, *more))
+
+    assert "no such file" in fails(capsys, 2, *build(tmp_path / "none.jsonl", out))
+    assert 'Did you mean "prompt_length"' in message("--set", "build.filters.0.use=promt_length")
+    assert 'unknown option "dney"' in message("--set", "build.filters.sources.dney=['x']")
+    assert 'Did you mean "ultrafeedback"' in message("--set", "build.inputs.0.use=ultrafeedbck")
+    assert "option threshold" in message("--set", "build.dedupe.threshold=1.5")
+    assert 'Did you mean "dedupe"' in message("--set", "build.deduppe.threshold=0.5")
+    file.write_text("[build\n")
+    assert "not valid TOML" in fails(capsys, 2, "build-pairs", file, raw, "--out", out)
+    file.write_text("[[train]]\nname = 'x'\n")
+    assert "no [build] section" in fails(capsys, 2, "build-pairs", file, raw, "--out", out)
+    assert "no files" in fails(capsys, 2, "build-pairs", "ultrafeedback", "--out", out)
+    assert "Did you mean" in fails(capsys, 2, "build-pairs", "ultrafeedbak", raw, "--out", out)
+    file.write_text('[build]\nlanguage = { model = "x.bin" }\n[[build.inputs]]\nuse = "pairs"\n')
+    assert "x.bin" in fails(capsys, 2, "build-pairs", file, raw, "--out", out)
+    assert not out.exists()
+
+
+def test_filters_that_polars_refuses(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_rules.py").write_text(
+        "import polars as pl\n"
+        "def number():\n    return pl.col('score') + 1\n"
+        "def typo():\n    return pl.col('scoer') > 1\n"
+        "def mixed():\n    return pl.col('score') > pl.col('margin')\n"
+        "def text():\n    return 'hello'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, words in [("number", "true or false"), ("typo", '"scoer"'), ("mixed", "mixes"), ("text", "not a polars")]:
+        use = f"build.filters.0={{use='odd_rules:{name}'}}"
+        command = build(raw, tmp_path / "out", "--set", use.replace("filters.0=", "filters=[") + "]")
+        assert words in fails(capsys, 2, *command)
+
+
+def test_no_pairs_left_says_where_they_went(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = "build.filters=[{use='prompt_length', min_characters=9999}]"
+    message = fails(capsys, 1, *build(raw, tmp_path / "out", "--set", rule))
+    assert "no pairs left of" in message
+    assert "prompt_length" in message
+    assert not (tmp_path / "out" / "data").exists()
+    (tmp_path / "empty.jsonl").touch()
+    assert "the input is empty" in fails(capsys, 1, *build(tmp_path / "empty.jsonl", tmp_path / "out2"))
+
+
+def test_a_file_that_is_none_and_a_folder_that_cannot_be(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
+    assert "broken.jsonl.gz" in fails(capsys, 1, *build(tmp_path / "broken.jsonl.gz", tmp_path / "out"))
+    (tmp_path / "file").touch()
+    assert "is a file" in fails(capsys, 2, *build(raw, tmp_path / "file"))
+    assert "file" in fails(capsys, 1, *build(raw, tmp_path / "file" / "deeper"))
+
+
+def limit_file_size() -> None:
+    """A disk that takes no more than 20 kB a file: the nearest thing to a full one that needs no rights."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk(raw: Path, tmp_path: Path, workers: str) -> None:
+    out = tmp_path / "out"
+    command = [*PREFKIT, *build(raw, out), "--workers", workers]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_file_size)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "large" in done.stderr
+    assert not (out / "manifest.json").exists()
+    assert not (out / "data").exists()
+    subprocess.run([*PREFKIT, *build(raw, out)], check=True, capture_output=True)
+
+
+def test_an_interrupt(tmp_path: Path) -> None:
+    raw = write_lines(tmp_path / "raw.jsonl", dirty_lines(4000))
+    out = tmp_path / "out"
+    command = [*PREFKIT, *build(raw, out), "--workers", "2", "--set", "build.chunk_bytes=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(out.glob(".work/read/*/counts.json")) and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert message.strip() == "prefkit: interrupted. The same command goes on from the finished steps."
+    assert not (out / "manifest.json").exists()
+    assert main([*build(raw, out, "--quiet"), "--set", "build.chunk_bytes=100000"]) == 0
+    assert main(["verify", str(out)]) == 0
+
+
+def test_two_builders_in_one_folder(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from prefkit.pairs.publish import only_builder
+
+    with only_builder(tmp_path / "out"):
+        assert "another prefkit is building here" in fails(capsys, 2, *build(raw, tmp_path / "out"))
+
+
+def test_train_mistakes(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    assert main(build(raw, data, "--quiet")) == 0
+    pipeline = tmp_path / "p.toml"
+
+    def message(code: int, text: str, *more: str) -> str:
+        pipeline.write_text(text)
+        return fails(capsys, code, "train", pipeline, "--data", data, "--out", tmp_path / "run", *more)
+
+    phase = '[[train]]\nobjective = "sigmoid"\n'
+    assert "no such folder" in fails(
+        capsys, 1, "train", "hh-rlhf", "--data", tmp_path / "no", "--out", tmp_path / "run"
+    )
+    assert "no_such_model" in message(1, f'[model]\npath = "{tmp_path}/no_such_model"\n{phase}')
+    assert "no_such_model" in message(1, phase, "--model", "nobody/no_such_model")
+    assert "bta" in message(2, f'[model]\npath = "x"\n{phase}bta = 1\n')
+    assert 'Did you mean "sigmoid"' in message(2, '[model]\npath = "x"\n[[train]]\nobjective = "sigmoyd"\n')
+    assert "[[train]]" in message(2, '[model]\npath = "x"\n')
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_the_plan_of_training(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    main(build(raw, data, "--quiet"))
+    command = ["train", "hh-rlhf", "--data", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main([*command, "--set", "train.dpo.beta=0.3"]) == 0
+    printed = capsys.readouterr().out
+    assert '"beta": 0.3' in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_the_training_half(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
+    message = fails(capsys, 2, "train", "hh-rlhf", "--data", tmp_path, "--out", tmp_path / "run")
+    assert "pip install 'prefkit[train]'" in message
+
+
+@pytest.mark.parametrize("command", ["build-pairs", "verify", "train", "evaluate"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert "usage: prefkit" in capsys.readouterr().out
+
+
+def test_evaluate_prints_json(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    main(build(raw, data, "--quiet", "--set", "build.split.test=0.3"))
+    train = ["train", "hh-rlhf", "--data", str(data), "--out", str(run), "--max-steps", "1", "--quiet"]
+    assert main([*train, "--set", "model.tokenizer.vocab_size=400", "--set", "model.config.hidden_size=32"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run / "model"), "--data", str(data), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["logps/accuracies_low"] <= result["logps/accuracies"] <= result["logps/accuracies_high"]
+    assert {"sharegpt", "evol_instruct"} <= set(result["by_source"])
+    assert (
+        main(["evaluate", str(run / "model"), "--data", str(data), "--reference", str(run / "model"), "--quiet"]) == 0
+    )
+    assert "95 %" in capsys.readouterr().out

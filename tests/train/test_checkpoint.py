@@ -1,0 +1,86 @@
+"""Checkpoints: all of the state, at once or not at all, and only the last few."""
+
+import json
+
+import pytest
+import torch
+
+from prefkit.train import checkpoint, policy
+from tests.train.conftest import make_model
+
+
+def ready(name="Llama"):
+    now = policy.ready(make_model(name), dtype="float32")
+    return now, torch.optim.AdamW(now.trained().values(), lr=1e-2, fused=True)
+
+
+def step(now, optimizer):
+    """A step whose gradient depends on the weights and on the random state."""
+    loss = sum((p * torch.randn_like(p)).square().sum() for p in now.trained().values())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3"])  # Qwen3 with tied embeddings
+def test_goes_on_bitwise(tmp_path, name):
+    now, optimizer = ready(name)
+    torch.manual_seed(3)
+    step(now, optimizer)
+    checkpoint.save(tmp_path, 1, now, optimizer, {"num_tokens": 7}, keep=2)
+    step(now, optimizer)
+    expected = {key: value.clone() for key, value in now.trained().items()}
+    torch.manual_seed(9)
+    now, optimizer = ready(name)
+    assert checkpoint.latest_state(tmp_path) == {"step": 1, "num_tokens": 7}
+    checkpoint.restore(tmp_path, now, optimizer)
+    step(now, optimizer)
+    for key, value in now.trained().items():
+        assert torch.equal(value, expected[key])
+
+
+def test_keeps_the_last_ones(tmp_path):
+    now, optimizer = ready()
+    for number in (1, 2, 10, 200):
+        checkpoint.save(tmp_path, number, now, optimizer, {}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000200"]
+    assert checkpoint.latest_state(tmp_path)["step"] == 200
+
+
+def test_unfinished_one_is_not_there(tmp_path, monkeypatch):
+    now, optimizer = ready()
+    checkpoint.save(tmp_path, 1, now, optimizer, {}, keep=2)
+
+    def disk_full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    whole = checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, 2, now, optimizer, {}, keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    monkeypatch.setattr(checkpoint, "save_file", whole)
+    # What kill -9 leaves behind in the middle of writing is ignored, and replaced.
+    (tmp_path / "step-00000002.tmp").mkdir()
+    (tmp_path / "step-00000002.tmp" / "weights.safetensors").write_bytes(b"half")
+    assert checkpoint.latest_state(tmp_path)["step"] == 1
+    checkpoint.save(tmp_path, 2, now, optimizer, {}, keep=2)
+    assert checkpoint.latest_state(tmp_path)["step"] == 2
+
+
+def test_no_checkpoint(tmp_path):
+    assert checkpoint.latest_state(tmp_path / "nothing") is None
+
+
+def test_whole_folder_replaces_at_once(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(RuntimeError), checkpoint.whole_folder(target) as folder:
+        (folder / "new").write_text("new")
+        raise RuntimeError
+    assert [p.name for p in target.iterdir()] == ["old"]
+    with checkpoint.whole_folder(target) as folder:
+        (folder / "new").write_text(json.dumps({}))
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

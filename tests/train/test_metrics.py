@@ -1,0 +1,58 @@
+"""The metrics log: one line a step, cut back on resume, and the same numbers as TensorBoard events."""
+
+import io
+import json
+
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from prefkit.train import metrics
+
+
+def test_lines_and_events(tmp_path):
+    log = metrics.Log(tmp_path, "dpo", length=0, first_step=1)
+    for step in (1, 2):
+        log.write(step, {"loss": 0.5 / step, "rewards/chosen": 1.0})
+    assert log.length() == (tmp_path / metrics.FILE_NAME).stat().st_size
+    log.close()
+    assert [line["loss"] for line in metrics.read(tmp_path)] == [0.5, 0.25]
+    assert metrics.read(tmp_path, "sft") == []
+    events = EventAccumulator(str(tmp_path / "dpo"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_resume_cuts_what_came_after_the_checkpoint(tmp_path):
+    log = metrics.Log(tmp_path, "dpo", length=0, first_step=1)
+    log.write(1, {"loss": 1.0})
+    length = log.length()
+    log.write(2, {"loss": 2.0})
+    log.close()
+    with open(tmp_path / metrics.FILE_NAME, "ab") as file:
+        file.write(b'{"half a li')  # as a crash leaves it
+    log = metrics.Log(tmp_path, "dpo", length=length, first_step=2)
+    log.write(2, {"loss": 3.0})
+    log.close()
+    assert [line["loss"] for line in metrics.read(tmp_path)] == [1.0, 3.0]
+    events = EventAccumulator(str(tmp_path / "dpo"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 3.0)]
+
+
+def test_each_line_is_there_as_soon_as_it_is_written(tmp_path):
+    log = metrics.Log(tmp_path, "sft", length=0, first_step=1)
+    log.write(1, {"loss": 1.0})
+    assert json.loads((tmp_path / metrics.FILE_NAME).read_text())["step"] == 1
+    log.close()
+
+
+def test_progress_shows_notes_alone_where_there_is_no_terminal():
+    console = Console(file=io.StringIO())
+    with metrics.live_progress(console) as progress:
+        progress.update("dpo", 1, 2, "loss 0.5")
+        progress.note("3 rows cut")
+    assert console.file.getvalue().strip() == "3 rows cut"
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with metrics.live_progress(terminal) as progress:
+        progress.update("dpo", 1, 2, "loss 0.5")
+    assert "loss 0.5" in terminal.file.getvalue()
