@@ -8,6 +8,7 @@ global step needs is a few fixed-width arrays a prompt (`*.npy`, memory-mapped t
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def shown(call: Call) -> str:
 def _decoder(source: Call) -> Callable[[RawRow], list[Rated]]:
     """A function from a raw row to the source's prompts; it raises BadRow for whatever is wrong with the row."""
     function = source.function()
-    kind = next(iter(get_type_hints(load(source.address)).values()))
+    row_parameter = next(iter(inspect.signature(load(source.address)).parameters))
+    kind = get_type_hints(load(source.address)).get(row_parameter, dict[str, Any])
     json_decoder = msgspec.json.Decoder(kind)
 
     def decode(row: RawRow) -> list[Rated]:
@@ -127,7 +129,9 @@ def _with_nan(text: bytes, kind: Any, error: msgspec.DecodeError) -> Any:
     try:
         if b"NaN" not in text and b"Infinity" not in text:
             raise ValueError
-        return msgspec.convert(json.loads(text), kind)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # ValueError for a lone surrogate, which is no text
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as wrong:
         raise BadRow("wrong_type", str(wrong)) from wrong
     except ValueError:

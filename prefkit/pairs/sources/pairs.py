@@ -39,10 +39,10 @@ def pairs(
         better, worse = better[len(head) :], worse[len(head) :]
     else:
         better, worse = _after(head, better), _after(head, worse)
-    scores = (1.0, 0.0)
+    scores: tuple[float | None, float | None] = (1.0, 0.0)
     if chosen_score or rejected_score:
-        scores = (_score(row, chosen_score), _score(row, rejected_score))  # type: ignore[assignment]
-        if None not in scores and scores[0] < scores[1]:
+        scores = _score(row, chosen_score), _score(row, rejected_score)
+        if scores[0] is not None and scores[1] is not None and scores[0] < scores[1]:
             raise BadRow("score_contradicts_label", f"chosen is scored {scores[0]:g}, rejected {scores[1]:g}")
     answers = [
         Completion(0, final_answer(better, field=chosen), scores[0], _text(row, chosen_model)),
@@ -90,4 +90,7 @@ def _score(row: dict[str, Any], path: str | None) -> float | None:
     value = _get(row, path) if path else None
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise BadRow("wrong_type", f'"{path}" is not a number')
-    return value
+    try:
+        return value if value is None else float(value)
+    except OverflowError:
+        raise BadRow("wrong_type", f'"{path}" is a number too large for a score') from None

@@ -98,6 +98,7 @@ def test_a_missing_score_is_not_guessed() -> None:
             "score_contradicts_label",
         ),
         ({"prompt": "Q", "chosen": "a", "rejected": "b", "s": "1"}, {"chosen_score": "s"}, "wrong_type"),
+        ({"prompt": "Q", "chosen": "a", "rejected": "b", "s": 10**400}, {"chosen_score": "s"}, "wrong_type"),
     ],
 )
 def test_bad_rows_say_why(row: dict[str, Any], options: dict[str, str], reason: str) -> None:
