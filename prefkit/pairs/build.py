@@ -1,7 +1,8 @@
 """`prefkit build-pairs`: the whole pipeline on one page.
 
-    index ─▶ read (a task a part) ─▶ duplicates (a task a band, one for clusters) ─▶ select (a task a part) ─▶ write
-    (a task a shard)
+    index ─▶ read ─▶ duplicates ─▶ select ─▶ write
+             a task   a task a band   a task   a task
+             a part   and for all     a part   a shard
 
 Every step is tasks from files to files under OUT/.work (see `engine`), named by the hash of what goes in. A killed run
 goes on from its finished tasks; a changed option redoes the steps from there on and no earlier one. The finished files
@@ -96,7 +97,8 @@ class Steps:
         options = self.options
         sketching = options.dedupe.function()().sketching
         shared: list[Any] = [_identity(call) for call in [*options.candidate_filters, options.language] if call]
-        shared += [sketching.ngram, sketching.bands, sketching.rows, options.dedupe.options["seed"], _code()]
+        shared += [sketching.ngram, sketching.bands, sketching.rows, options.dedupe.options["permutations"]]
+        shared += [options.dedupe.options["seed"], _code()]
         tasks: list[Task] = []
         for given in self.sources:
             for part in given.indexed.parts:

@@ -20,7 +20,7 @@ from prefkit.pairs.select import PART_PAIRS
 from prefkit.resolve import Call, check, find
 
 SECTIONS = ("inputs", "filters", "language", "dedupe", "binarize", "split", "shards", "chunk_bytes")
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
