@@ -1,6 +1,6 @@
 """Write the demo's raw ratings: `python data/make_demo.py` makes demo.jsonl.gz and its companions beside this file.
 
-Everything is invented here: little word games with answers that a program can check (`prefkit.demo.judge` does), the
+Everything is invented here: little word games with answers that a program can check (`prefkit.demo.judge.judge` does), the
 answers of four made-up models, and the ratings of made-up, slightly moody raters, in the raw format of UltraFeedback.
 The dirt of real rating data is planted on purpose, one kind a row, and demo.truth.json lists the lines it went to, so
 that what a pipeline rejects can be checked against what is there. demo.benchmark.jsonl plays the evaluation set that
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefkit.demo import CATEGORIES, NUMBERS, OPPOSITES
+from prefkit.demo.judge import CATEGORIES, NUMBERS, OPPOSITES
 
 SEED = 20260411
 CLEAN_ROWS = 3600

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prefkit.demo import judge
+from prefkit.demo.judge import judge
 
 DATA = Path(__file__).parents[1] / "data"
 LINES = gzip.decompress((DATA / "demo.jsonl.gz").read_bytes()).split(b"\n")[:-1]

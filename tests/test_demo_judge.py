@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefkit.demo import CATEGORIES, OPPOSITES, judge, solve
+from prefkit.demo.judge import CATEGORIES, OPPOSITES, judge, solve
 
 GAMES = {
     "Which of the words cat, elephant and owl has the most letters?": "elephant",

@@ -167,11 +167,19 @@ def splits(manifest: Manifest) -> str:
 
 @torch.no_grad()
 def generate(
-    model: Any, words: Any, prompts: Iterable[list[Message]], *, max_new_tokens: int = 256, batch_size: int = 32
+    model: Any,
+    words: Any,
+    prompts: Iterable[list[Message]],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[str]:
-    """The greedy answer of a model to each prompt, with its own chat template; `words` is the model's tokenizer.
+    """A model's answer to each prompt, with its own chat template; `words` is the model's tokenizer.
 
-    Prompts of similar length go through together, padded on the left, with transformers' own attention.
+    Greedy at temperature 0, else sampled with `seed`. Prompts of similar length go through together, padded on the
+    left, with transformers' own attention.
     """
     if max_new_tokens < 1:
         raise UsageError("max_new_tokens must be at least 1.")
@@ -181,6 +189,8 @@ def generate(
     tokens = chat.encode(words, list(prompts), open_turn=True)
     pad = words.pad_token_id if words.pad_token_id is not None else words.eos_token_id
     answers = [""] * len(tokens)
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    torch.manual_seed(seed)
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     for first in range(0, len(order), batch_size):
         members = order[first : first + batch_size]
@@ -194,7 +204,7 @@ def generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
+            **how,
             pad_token_id=pad,
             eos_token_id=model.generation_config.eos_token_id or words.eos_token_id,
         )

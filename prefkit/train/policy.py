@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from prefkit.errors import TrainError, UsageError, did_you_mean
 from prefkit.train import attention
+from prefkit.train.hub import local_files_only
 from prefkit.train.logps import check_head, padded_token_logps, sequence_sums, token_logps
 from prefkit.train.pack import Bin
 
@@ -69,14 +70,13 @@ def quiet_transformers() -> None:
 
 def load(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     """A causal language model in float32, by name or path; TrainError where there is none, or none as safetensors."""
+    local = local_files_only(name)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=local
         )
     except (OSError, ValueError, KeyError) as error:
-        local = Path(name).is_absolute() or str(name).startswith(".") or str(name).count("/") > 1
-        reason = "no such folder." if local and not Path(name).exists() else str(error).strip().splitlines()[0]
-        raise TrainError(f'model "{name}" cannot be loaded: {reason}') from error
+        raise TrainError(f'model "{name}" cannot be loaded: {str(error).strip().splitlines()[0]}') from error
 
 
 def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:

@@ -8,13 +8,16 @@ training starts.
 
 The reference of a phase is always the model that the phase starts from, also when a run is resumed: the caller passes
 the start weights, never those of a checkpoint. Training then holds one model instead of two and saves a third of the
-forward passes; the price is one pass over all of the train split, even if `max_steps` will use a part of it only:
-`reference = "live"` suits that case.
+forward passes. A run that `max_steps` ends before all prompts had their turn computes only those of its plan, under a
+key of its own: log-probabilities depend, in the last digit, on what shares a bin, and a run must not depend on what
+ran before it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,69 +27,92 @@ from prefkit.errors import TrainError
 from prefkit.train.chat import Store
 from prefkit.train.metrics import Progress
 from prefkit.train.policy import Policy, weights_hash
-from prefkit.train.stream import Examples, in_order
+from prefkit.train.stream import Examples, make_step
 
 FORMAT = 1
+PROMPTS_A_BATCH = 256  # packed into bins together
 
 
 @torch.no_grad()
-def compute(policy: Policy, examples: Examples, max_tokens: int, *, progress: Progress, stage: str) -> np.ndarray:
-    """Summed log-probability of the completion of every sequence of a token store, float32, by running the model over
+def compute(
+    policy: Policy,
+    examples: Examples,
+    max_tokens: int,
+    *,
+    prompts: np.ndarray | None = None,
+    progress: Progress,
+    stage: str,
+) -> np.ndarray:
+    """Summed log-probability of the completion of every sequence of a token store, float32, by running the model.
 
-    it.
+    With `prompts`, of their sequences alone; the others get NaN.
     """
+    prompts = np.arange(examples.prompts) if prompts is None else prompts
     logps = np.full(examples.sequences, np.nan, dtype=np.float32)
     training = policy.model.training
     policy.model.eval()
-    done = 0
-    for bin in in_order(examples, max_tokens):
-        logps[bin.sequence_rows_Q.numpy()] = policy.sequence_logps(bin).cpu().numpy()
-        done += len(bin.sequence_rows_Q)
-        progress.update(stage, min(done, examples.sequences), examples.sequences, "sequences")
+    for first in range(0, len(prompts), PROMPTS_A_BATCH):
+        batch = prompts[first : first + PROMPTS_A_BATCH]
+        for bin in make_step(examples, batch, max_tokens).bins:
+            logps[bin.sequence_rows_Q.numpy()] = policy.sequence_logps(bin).cpu().numpy()
+        progress.update(stage, first + len(batch), len(prompts), "prompts")
     policy.model.train(training)
     return logps
 
 
 def cached(
-    policy: Policy, store: Store, examples: Examples, max_tokens: int, *, cache: Path, progress: Progress
+    policy: Policy,
+    store: Store,
+    examples: Examples,
+    max_tokens: int,
+    *,
+    prompts: np.ndarray | None = None,
+    cache: Path,
+    progress: Progress,
 ) -> np.ndarray:
     """What `compute` gives, from the cache if it was computed before by these weights on these tokens."""
-    key = f"{FORMAT} {weights_hash(policy.model)} {store.key} {policy.dtype} {bool(policy.padded_because)}"
-    folder = cache / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+    of_all = prompts is None or len(np.unique(prompts)) == examples.prompts
+    prompts = np.arange(examples.prompts) if prompts is None or of_all else np.unique(prompts)
+    parts = [FORMAT, weights_hash(policy.model), store.key, policy.dtype, bool(policy.padded_because)]
+    if not of_all:
+        parts.append(hashlib.sha256(prompts.tobytes()).hexdigest())
+    folder = cache / f"reference-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
+    arrays = [np.zeros(0, np.float32)]
     for number, name in enumerate(store.files):
         path = (folder / name).with_suffix(".npy")
-        part = examples.shard(number)
+        shard, base = examples.shard(number), examples.prompt_base[number]
+        mine = prompts[(prompts >= base) & (prompts < base + shard.prompts)] - base
         if not path.exists():
-            logps = compute(
-                policy,
-                part,
-                max_tokens,
-                progress=progress,
-                stage=f"reference, {store.split} {number + 1}/{len(store.files)}",
-            )
-            temporary = path.with_suffix(".tmp")
-            with open(temporary, "wb") as file:
-                np.save(file, logps, allow_pickle=False)
-            temporary.replace(path)
-        parts.append(_complete(path, part.sequences))
-    return np.concatenate([np.zeros(0, np.float32), *parts])
+            stage = f"reference, {store.split} {number + 1}/{len(store.files)}"
+            _write(path, compute(policy, shard, max_tokens, prompts=mine, progress=progress, stage=stage))
+        arrays.append(_complete(path, shard, mine))
+    return np.concatenate(arrays)
 
 
-def _complete(path: Path, sequences: int) -> np.ndarray:
-    """The array of one shard; TrainError if it is damaged, or not one finite number a sequence."""
+def _write(path: Path, logps: np.ndarray) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, logps, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _complete(path: Path, shard: Examples, prompts: np.ndarray) -> np.ndarray:
+    """The array of one shard; TrainError if it is damaged, or lacks a finite number for a sequence of `prompts`."""
     try:
         logps = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise TrainError(f"{path}: damaged ({error}). Delete it; it will be computed again.") from error
-    if logps.shape != (sequences,):
+    if logps.shape != (shard.sequences,):
         raise TrainError(
-            f"{path}: {logps.shape} log-probabilities for {sequences} sequences. Delete it; it will be computed again."
+            f"{path}: {logps.shape} numbers for {shard.sequences} sequences. Delete it; it will be computed again."
         )
-    if not np.isfinite(logps).all():
+    missing = np.count_nonzero(~np.isfinite(logps[shard.sequences_of(prompts)]))
+    if missing:
         raise TrainError(
-            f"{path}: {np.count_nonzero(~np.isfinite(logps))} log-probabilities are not finite, so the model that the "
-            'phase starts from is broken or overflows. Try dtype = "float32"; delete the file to compute it again.'
+            f"{path}: {missing} log-probabilities are not finite, so the model that the phase starts from is broken or "
+            'overflows. Try dtype = "float32"; delete the file to compute it again.'
         )
     return logps

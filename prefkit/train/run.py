@@ -204,7 +204,8 @@ def run_phase(job: Job, number: int) -> None:
         job.progress.note(f"{phase.name}: padded batches, not token trees, since {now.padded_because}.")
     weights = policy.weights_hash(start)
     torch.manual_seed(phase.seed)
-    now, of_train, of_test = with_reference(job, phase, objective, now, train_set, test_set)
+    prompts = order.prompts_until(steps)
+    now, of_train, of_test = with_reference(job, phase, objective, now, train_set, test_set, prompts)
     optimizer = make_optimizer(now, phase)
     state = checkpoint.latest_state(folder / "checkpoints")
     if state is None:
@@ -256,35 +257,31 @@ def with_reference(
     start: Policy,
     train_set: SplitData,
     test_set: SplitData | None,
+    prompts: np.ndarray,
 ) -> tuple[Policy, ReferenceOf | None, np.ndarray | None]:
-    """The policy (with its adapter, if any), and the start weights' log-probabilities:
+    """The policy, with its adapter if any; the start weights' log-probabilities of a bin; and of the test split.
 
-    of a bin, and of the test split.
+    `prompts` are those of the train split that the phase will come to.
     """
-    of_test = None
-    if objective.takes_reference and test_set is not None:
-        of_test = reference.cached(
-            start, test_set.store, test_set.examples, phase.max_tokens, cache=job.cache, progress=job.progress
-        )
-    if objective.takes_reference and phase.reference == "cached":
-        kept = torch.from_numpy(
-            reference.cached(
-                start, train_set.store, train_set.examples, phase.max_tokens, cache=job.cache, progress=job.progress
-            )
-        )
-        learner = start if phase.lora is None else policy.add_lora(start, **phase.lora)
-        return learner, lambda bin: kept[bin.sequence_rows_Q.cpu()].to(start.device), of_test
-    frozen = None if phase.lora is not None or not objective.takes_reference else policy.frozen_copy(start)
+
+    def of_split(split: SplitData, some: np.ndarray | None = None) -> np.ndarray:
+        where: dict[str, Any] = {"cache": job.cache, "progress": job.progress}
+        return reference.cached(start, split.store, split.examples, phase.max_tokens, prompts=some, **where)
+
+    needed = objective.takes_reference
+    of_test = of_split(test_set) if needed and test_set is not None else None
+    kept = torch.from_numpy(of_split(train_set, prompts)) if needed and phase.reference == "cached" else None
+    frozen = policy.frozen_copy(start) if needed and kept is None and phase.lora is None else None
     learner = start if phase.lora is None else policy.add_lora(start, **phase.lora)
-    if not objective.takes_reference:
-        return learner, None, None
 
     @torch.no_grad()
-    def live(bin: Bin) -> Tensor:
+    def reference_of(bin: Bin) -> Tensor:
+        if kept is not None:
+            return kept[bin.sequence_rows_Q.cpu()].to(start.device)
         with policy.adapter_off(learner) if frozen is None else nullcontext(frozen) as model:
             return model.sequence_logps(bin)
 
-    return learner, live, of_test
+    return learner, reference_of if needed else None, of_test
 
 
 def finished_bytes(job: Job, number: int) -> int:

@@ -15,7 +15,6 @@ bounds how far apart on disk the rows of a step can lie.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,6 +76,15 @@ class Examples:
             sequence_rows=np.arange(len(sequences)) + first + self.sequence_base[shard],
             max_tokens=max_tokens,
         )
+
+    def sequences_of(self, prompts: np.ndarray) -> np.ndarray:
+        """Numbers of all sequences of some prompts."""
+        offsets = np.concatenate(
+            [shard.sequence_offsets[:-1] + base for shard, base in zip(self.shards, self.sequence_base, strict=False)]
+            + [[self.sequences]]
+        ).astype(np.int64)
+        spans = [np.arange(offsets[prompt], offsets[prompt + 1]) for prompt in prompts]
+        return np.concatenate([np.zeros(0, np.int64), *spans])
 
     def origin_of_pair(self, pair: int) -> tuple[int, int]:
         """Shard, and row in it, of a pair."""
@@ -176,6 +184,10 @@ class Plan:
         bounds = self.bounds[epoch]
         return self._current[1][bounds[within] : bounds[within + 1]]
 
+    def prompts_until(self, steps: int) -> np.ndarray:
+        """The prompts of the first `steps` steps, each once."""
+        return np.unique(np.concatenate([self.prompts(step) for step in range(steps)]))
+
     def epoch(self, steps_done: int) -> float:
         """How many epochs the first `steps_done` steps are, with fraction."""
         if steps_done == 0:
@@ -233,15 +245,6 @@ def make_step(examples: Examples, prompts: np.ndarray, max_tokens: int) -> Step:
         tokens=sum(tree.size for tree in trees),
         separate_tokens=sum(tree.separate_tokens if pairs else int((tree.sequence_end_Q + 1).sum()) for tree in trees),
     )
-
-
-def in_order(examples: Examples, max_tokens: int, prompts_a_batch: int = 256) -> itertools.chain[Bin]:
-    """Bins that hold every prompt once, in the store's order: for the reference and for evaluation."""
-    batches = (
-        np.arange(first, min(first + prompts_a_batch, examples.prompts))
-        for first in range(0, examples.prompts, prompts_a_batch)
-    )
-    return itertools.chain.from_iterable(make_step(examples, batch, max_tokens).bins for batch in batches)
 
 
 def _running(counts: object) -> np.ndarray:

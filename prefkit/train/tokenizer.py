@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from prefkit.errors import TrainError, did_you_mean
 from prefkit.manifest import Manifest
 from prefkit.schema import MESSAGES
+from prefkit.train.hub import local_files_only
 
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 SPECIAL_TEMPLATE = (
@@ -46,8 +47,9 @@ TEMPLATES = {
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     """A tokenizer by name or path; TrainError where there is none."""
+    local = local_files_only(name)
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainError(f'no tokenizer can be loaded from "{name}": {reason}') from error

@@ -63,7 +63,7 @@ def trl_pairs(rows: list[dict], words, max_length: int | None) -> list[tuple[lis
     return result
 
 
-@pytest.mark.parametrize("template", ["own", "plain", "header changes"])
+@pytest.mark.parametrize("template", ["own", "plain", "header changes", "header begins"])
 @pytest.mark.parametrize("max_length", [None, 44])
 def test_tokens_and_boundary_are_those_of_trl(tmp_path, words, template, max_length):
     templates = {
@@ -72,6 +72,9 @@ def test_tokens_and_boundary_are_those_of_trl(tmp_path, words, template, max_len
         # The generation prompt is not what stands before a completion, as in templates with an empty thought.
         "header changes": "{% for m in messages %}<|{{m.role}}|>{{m.content}}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>think:{% endif %}",
+        # The generation prompt is how some answers begin: each side has its own common prefix with it.
+        "header begins": "{% for m in messages %}<|{{m.role}}|>{{m.content}}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>It{% endif %}",
     }
     rows = [*toy_pairs(12, 3), pair("A " * 40, "long", "prompt"), pair("Hi.", "thin " * 50, "this")]
     two_turns = [*rows[0]["chosen"], {"role": "user", "content": "And?"}, *rows[1]["chosen"]]

@@ -91,6 +91,26 @@ def test_interrupted_pass_goes_on(parts, calls, monkeypatch):
     np.testing.assert_allclose(found, counted(model, examples, 500, stage="", **QUIET), rtol=1e-5)
 
 
+def test_some_prompts_alone(parts, calls):
+    """Those of a run that max_steps ends early; the same again from the cache, the whole under another key."""
+    model, store, examples, cache = parts
+    some = np.array([7, 0, 7, 10])
+    for _ in range(2):
+        found = reference.cached(model, store, examples, 500, prompts=some, cache=cache, **QUIET)
+        assert len(calls) == 3
+    known = examples.sequences_of(np.unique(some))
+    assert len(known) == 9
+    whole = reference.cached(model, store, examples, 500, cache=cache, **QUIET)
+    assert len(calls) == 6
+    np.testing.assert_allclose(found[known], whole[known], rtol=1e-5)
+    assert np.isnan(np.delete(found, known)).all()
+    all_prompts = np.arange(examples.prompts)[::-1]
+    np.testing.assert_array_equal(
+        whole, reference.cached(model, store, examples, 500, prompts=all_prompts, cache=cache, **QUIET)
+    )
+    assert len(calls) == 6
+
+
 @pytest.mark.parametrize("damage", ["cut", "short", "nan"])
 def test_damaged_cache_is_found_before_training(parts, damage):
     model, store, examples, cache = parts

@@ -126,8 +126,3 @@ def test_rows_lead_back_to_the_shard(examples):
         assert examples.shards[shard].pair_rows[local] == row
     seen = {examples.origin_of_sequence(n)[0] for n in range(examples.sequences)}
     assert seen == {0, 1, 2}
-
-
-def test_in_order_visits_every_sequence(examples):
-    rows = np.concatenate([b.sequence_rows_Q.numpy() for b in stream.in_order(examples, 500, prompts_a_batch=4)])
-    assert set(rows) == set(range(examples.sequences))
