@@ -1,10 +1,10 @@
 """Write the demo's raw ratings: `python data/make_demo.py` makes demo.jsonl.gz and its companions beside this file.
 
-Everything is invented here: little word games with answers that a program can check (`prefkit.demo.judge.judge` does), the
-answers of four made-up models, and the ratings of made-up, slightly moody raters, in the raw format of UltraFeedback.
-The dirt of real rating data is planted on purpose, one kind a row, and demo.truth.json lists the lines it went to, so
-that what a pipeline rejects can be checked against what is there. demo.benchmark.jsonl plays the evaluation set that
-training data must not contain. The output is a function of SEED.
+Everything is invented here: little word games with answers that a program can check (`prefkit.demo.judge.judge`
+does), the answers of four made-up models, and the ratings of made-up, slightly moody raters, in the raw format of
+UltraFeedback. The dirt of real rating data is planted on purpose, one kind a row, and demo.truth.json lists the lines
+it went to, so that what a pipeline rejects can be checked against what is there. demo.benchmark.jsonl plays the
+evaluation set that training data must not contain. The output is a function of SEED.
 
 The games are such that a small transformer, trained from scratch for a minute, becomes fair at them: find the word that
 matters in the instruction, and say it. The answers leave room to learn from ratings: even the best of four is often

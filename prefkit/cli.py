@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(given.run(given) or 0)
     except PrefkitError as error:
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail(given.interrupted, 130)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or given.interrupted, 130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -127,6 +127,8 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _build_pairs(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from prefkit.config import load_pipeline
     from prefkit.pairs import summary
     from prefkit.pairs.build import build_pairs
@@ -150,7 +152,7 @@ def _build_pairs(given: argparse.Namespace) -> int:
             progress=progress,
         )
     if not given.quiet:
-        summary.print_record(record, given.out, time.perf_counter() - started)
+        summary.print_record(record, given.out, time.perf_counter() - started, Console(highlight=False))
     return 0
 
 

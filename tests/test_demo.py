@@ -49,7 +49,7 @@ def test_the_demo_prints_what_it_did(demo: Path) -> None:
 
 
 def shuffled(seed: int) -> bytes:
-    """The demo's ratings with the scores of each row permuted among its answers; lines that cannot be read as they are."""
+    """The demo's ratings with the scores of each row permuted among its answers; unreadable lines stay."""
     rng = random.Random(seed)
     lines = gzip.decompress((shipped("data") / "demo.jsonl.gz").read_bytes()).split(b"\n")
     for number, line in enumerate(lines):
@@ -60,8 +60,8 @@ def shuffled(seed: int) -> bytes:
         except (ValueError, KeyError, TypeError):
             continue
         rng.shuffle(ratings)
-        for answer, (score, annotations) in zip(answers, ratings, strict=True):
-            answer["overall_score"], answer["annotations"] = score, annotations
+        for answer, (score, aspects) in zip(answers, ratings, strict=True):
+            answer["overall_score"], answer["annotations"] = score, aspects
         lines[number] = json.dumps(row).encode()
     return b"\n".join(lines)
 

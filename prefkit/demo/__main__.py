@@ -59,7 +59,7 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     console.rule(f"prefkit build-pairs demo --out {data}")
     with Stages() as stages:
         record = build_pairs(pipeline, data, workers=2, progress=stages)
-    summary.print_record(record, data, time.perf_counter() - started)
+    summary.print_record(record, data, time.perf_counter() - started, console)
 
     console.rule(f"prefkit train demo --data {data} --out {trained}")
     with metrics.live_progress(console) as progress:

@@ -27,7 +27,7 @@ def print_plan(options: Options, out: Path, workers: int, limit: int | None) -> 
     console.print(f"writes to {out}; nothing was written now", markup=False)
 
 
-def print_record(record: Manifest, out: Path, seconds: float) -> None:
+def print_record(record: Manifest, out: Path, seconds: float, console: Console) -> None:
     """A table of what came in, what fell at which stage and why, and what went out."""
     table = Table(title=None, header_style="bold")
     for name, justify in (
@@ -51,7 +51,6 @@ def print_record(record: Manifest, out: Path, seconds: float) -> None:
                 f"{count:,}" if count else "",
                 f"{stage.went_out:,}" if first else "",
             )
-    console = Console(highlight=False)
     console.print(table)
     train, test = record.rows("train"), record.rows("test")
     console.print(
