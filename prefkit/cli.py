@@ -243,6 +243,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--max-length", type=_positive, default=1024, metavar="N", help="tokens of prompt and answer (default: 1024)"
     )
     parser.add_argument(
+        "--max-length-policy", choices=("truncate", "drop", "error"), default="truncate", help="for what is longer"
+    )
+    parser.add_argument(
         "--max-tokens",
         type=_positive,
         default=8192,
@@ -250,6 +253,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="tokens of a bin: memory and speed (default: 8192)",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="for tokens (default: beside the shards)")
     parser.add_argument("--chat-template", metavar="FILE", help="for a tokenizer that has none")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -272,9 +276,11 @@ def _evaluate(given: argparse.Namespace) -> int:
             split=given.split,
             beta=given.beta,
             max_length=given.max_length,
+            max_length_policy=given.max_length_policy,
             max_tokens=given.max_tokens,
             dtype=given.dtype,
             chat_template=given.chat_template,
+            cache=given.cache,
             trust_remote_code=given.trust_remote_code,
             progress=progress,
         )

@@ -67,10 +67,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Tokenising:
-    """What the tokens depend on besides the data:
-
-    `column` is None for pairs, else the answers of supervised fine-tuning.
-    """
+    """What the tokens depend on besides the data; `column` is None for pairs, else the answers of sft."""
 
     max_length: int | None
     max_length_policy: LengthPolicy
@@ -330,10 +327,7 @@ def fit(
 
 
 def encode(tokenizer: Any, conversations: list[list[Message]], *, open_turn: bool = False) -> list[np.ndarray]:
-    """Token ids of each conversation as the chat template renders it;
-
-    `open_turn` ends it with the assistant's header.
-    """
+    """Token ids of each conversation as the template renders it; `open_turn` appends the assistant's header."""
     texts = render(tokenizer, conversations, open_turn=open_turn)
     distinct = list(dict.fromkeys(texts))
     if not distinct:

@@ -39,11 +39,8 @@ def export(policy: Policy, tokenizer: Any, target: Path, card: str) -> None:
 def model_card(options: TrainOptions, data_hash: str, reports: dict[str, Any], version: str) -> str:
     """The README of a model: data set, options and held-out figures, with the front matter that the Hub reads."""
     model = options.model
-    base = (
-        f"base_model: {model.path}\n"
-        if model.path and model.path.count("/") == 1 and not model.path.startswith(".")
-        else ""
-    )
+    local = model.path is None or Path(model.path).is_dir() or (options.folder / model.path).is_dir()
+    base = "" if local else f"base_model: {model.path}\n"
     phases = "\n".join(_phase_section(name, report) for name, report in reports.items())
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}"

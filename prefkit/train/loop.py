@@ -99,10 +99,7 @@ def make_optimizer(now: Policy, phase: Phase) -> torch.optim.Optimizer:
 
 
 def learning_rate(phase: Phase, step: int, steps: int) -> float:
-    """Learning rate of step `step` (from 0) of `steps`:
-
-    the curves of transformers' schedulers, whose warm-up starts at 0.
-    """
+    """Learning rate of step `step`, from 0: the curves of transformers' schedulers, whose warm-up starts at 0."""
     warm = warmup_steps(phase, steps)
     peak = phase.learning_rate or 0.0
     if step < warm:
@@ -150,9 +147,9 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
 
 
 def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
-    """One optimiser step over all bins;
+    """One optimiser step over all bins; returns its metrics.
 
-    returns its metrics. TrainError, and weights untouched, if anything is not finite.
+    TrainError, and weights untouched, if anything is not finite.
     """
     results = []
     loop.optimizer.zero_grad(set_to_none=True)

@@ -109,6 +109,7 @@ def check(pipeline: Pipeline, *, model: str | None = None) -> TrainOptions:
     where = str(pipeline.path)
     given = config.section(pipeline.table, "model", where)
     if model is not None:
+        model = str(Path(model).resolve()) if Path(model).is_dir() else model  # relative to here, not to the file
         given = {key: value for key, value in given.items() if key not in ("path", "config")} | {"path": model}
     checked = Model(**resolve.check("prefkit.train.options:Model", given, f"{where}: [model]").options)
     _check_model(checked, where)

@@ -80,10 +80,7 @@ def load(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
-    """A model with random weights from a configuration alone;
-
-    vocabulary and special tokens default to the tokenizer's.
-    """
+    """A model with random weights from a configuration; vocabulary and special tokens default to the tokenizer's."""
     options = dict(config)
     model_type = options.pop("model_type", None)
     if model_type is None:

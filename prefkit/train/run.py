@@ -181,7 +181,8 @@ def located(name: str, folder: Path) -> str:
 def start_of(job: Job, number: int) -> Any:
     """The model that a phase starts from, exactly as it was before the phase, also when resuming."""
     if number:
-        return policy.load(job.out / job.options.phases[number - 1].name / "model")
+        before = job.out / job.options.phases[number - 1].name / "model"
+        return policy.load(before, trust_remote_code=job.options.model.trust_remote_code)
     model = job.options.model
     if model.config is not None:
         return policy.create(model.config, job.tokenizer, seed=model.seed)
@@ -196,6 +197,10 @@ def run_phase(job: Job, number: int) -> None:
     start = start_of(job, number)
     train_set = open_split(job, phase, loss, "train", start)
     test_set = open_split(job, phase, loss, "test", start) if job.manifest.rows("test") else None
+    if not train_set.store.counts["examples"]:
+        raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
+    if test_set is not None and not test_set.store.counts["examples"]:
+        test_set = None  # said aloud by its summary; training does not need it
     order = make_plan(train_set.examples, phase)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
@@ -228,15 +233,10 @@ def run_phase(job: Job, number: int) -> None:
 
 
 def open_split(job: Job, phase: Phase, loss: Call | None, split: str, model: Any) -> SplitData:
-    """Tokens of a split, with what became of its rows said aloud;
-
-    TrainError if nothing is left or something cannot fit.
-    """
+    """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
     how = Tokenising(phase.max_length or None, phase.max_length_policy, phase.column if loss is None else None)
     store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
     job.progress.note(f"{phase.name}, {store.summary}")
-    if not store.counts["examples"]:
-        raise TrainError(f"{phase.name}: nothing to train on is left of {store.summary}. Raise max_length?")
     policy.check_fits(model, job.tokenizer, store.counts["longest"])
     examples = Examples.of(store)
     for prompt in np.flatnonzero(examples.tree_tokens() > phase.max_tokens):

@@ -61,10 +61,7 @@ class Examples:
         return np.concatenate([np.zeros(0, np.int32), *(shard.tree_tokens for shard in self.shards)])
 
     def trees(self, prompt: int, max_tokens: int) -> list[Tree]:
-        """The token tree of a prompt, or several where it exceeds `max_tokens`;
-
-        rows are numbered through all shards.
-        """
+        """The token trees of a prompt: one, or more to fit `max_tokens`; rows are numbered through all shards."""
         shard, local = self._locate(prompt)
         view = self.shards[shard]
         sequences, first = view.sequences_of(local)

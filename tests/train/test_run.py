@@ -407,6 +407,22 @@ def test_pair_that_fits_no_bin_is_named_before_training(data, tmp_path):
     assert not (tmp_path / "r" / "metrics.jsonl").exists()
 
 
+def test_test_split_without_a_usable_pair_does_not_stop_training(tmp_path):
+    write_data_set(tmp_path / "d", toy_pairs(8), [pair("long " * 90, "x", "y")])
+    notes = []
+    progress = Silent()
+    progress.note = notes.append
+    assert trained(tmp_path / "d", tmp_path / "r", {**DPO, "max_length": 80}, progress=progress)
+    assert "dpo, test: 0 examples of 1 rows (1 prompt too long)" in notes
+    assert json.loads((tmp_path / "r" / "dpo" / "phase.json").read_text())["eval_after"] is None
+
+
+def test_model_of_the_command_line_is_relative_to_where_it_is_given(data, tmp_path, monkeypatch):
+    (tmp_path / "here" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert run.check(pipeline(data, DPO), model="base").model.path == str(tmp_path / "here" / "base")
+
+
 def test_nothing_left_is_an_error(tmp_path):
     write_data_set(tmp_path / "d", [pair("a b c d e f g", "x", "y")])
     with pytest.raises(TrainError, match=r"nothing to train on is left of .*1 prompt too long"):
