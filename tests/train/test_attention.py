@@ -95,6 +95,12 @@ def dense_attention(query, key, value, visible, scale, softcap, sinks):
     return (weights / total @ value).transpose(1, 2)
 
 
+def relative_error(found, expected):
+    """Norm of the difference over the norm, of all tensors as one: elements that cancel to nothing say nothing."""
+    found, expected = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (found, expected))
+    return ((found - expected).norm() / expected.norm()).item()
+
+
 def visible_tokens(segments, window):
     """[T, T] booleans from the paths themselves."""
     total, offset, paths = sum(segments.lengths), 0, []
@@ -125,11 +131,11 @@ def test_equals_dense_attention(lists, window, softcap, sinks, seed):
     extra = {"sliding_window": window, "softcap": softcap, "s_aux": sink_H}
     found, _ = tree_attention(torch.nn.Module(), *inputs, None, scaling=0.7, segments=segments, **extra)
     expected = dense_attention(*inputs, visible_tokens(segments, window), 0.7, softcap, sink_H)
-    tolerance = {"rtol": 1e-5, "atol": 1e-6} if softcap or sinks else {"rtol": 1e-9, "atol": 1e-9}
-    assert torch.allclose(found, expected, **tolerance)
+    tolerance = 1e-6 if softcap or sinks else 1e-12  # these two take a softmax in float32
+    assert relative_error([found], [expected]) <= tolerance
     weights = torch.randn_like(expected)
     found_grads, expected_grads = (torch.autograd.grad((out * weights).sum(), inputs) for out in (found, expected))
-    assert all(torch.allclose(f, e, **tolerance) for f, e in zip(found_grads, expected_grads, strict=True))
+    assert relative_error(found_grads, expected_grads) <= tolerance
 
 
 def test_gradient_checkpointing_changes_nothing():
