@@ -36,7 +36,11 @@ TRAIN_EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = make_parser()
-    given = parser.parse_args(arguments)
+    given, left = parser.parse_known_args(arguments)
+    if given.command == "build-pairs" and not any(argument.startswith("-") for argument in left):
+        given.inputs += left  # argparse itself takes no INPUT behind the options
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
     try:
         return int(given.run(given) or 0)
     except PrefkitError as error:
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"prefkit: {message}", file=sys.stderr)
+    print(f"prefkit: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
@@ -116,7 +120,9 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument(
         "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)"
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="read only the first N rows of each file")
+    parser.add_argument(
+        "--limit", type=_positive, metavar="N", help="read only the first N lines (rows of Parquet) of each file"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the checked options and the plan, and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished data set in DIR")
     parser.add_argument(
@@ -137,9 +143,10 @@ def _build_pairs(given: argparse.Namespace) -> int:
 
     pipeline = load_pipeline(given.pipeline, given.overrides)
     if given.dry_run:
-        summary.print_plan(check_build(pipeline, given.inputs), given.out, given.workers, given.limit)
+        summary.print_plan(check_build(pipeline, given.inputs, given.out), given.out, given.workers, given.limit)
         return 0
     started = time.perf_counter()
+    finished_before = (given.out / "manifest.json").exists() and not given.overwrite
     with Stages(live=not given.quiet) as progress:
         record = build_pairs(
             pipeline,
@@ -151,6 +158,8 @@ def _build_pairs(given: argparse.Namespace) -> int:
             keep_work=given.keep_work,
             progress=progress,
         )
+    if finished_before and not given.quiet:
+        print(f"{given.out}: finished before, from the same inputs and options; nothing to do.")
     if not given.quiet:
         summary.print_record(record, given.out, time.perf_counter() - started, Console(highlight=False))
     return 0

@@ -52,7 +52,7 @@ def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
     """
     path = _find(name_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}.") from error
@@ -83,7 +83,7 @@ def _apply(table: dict[str, Any], override: str) -> None:
     key_path, equals, text = override.partition("=")
     keys = key_path.strip().split(".")
     if not equals or not all(keys):
-        raise UsageError(f'--set {override}: write it as key.path=value, for example "build.seed=1".')
+        raise UsageError(f"--set {override}: write it as key.path=value, for example build.split.test=0.1.")
     if keys[0] not in TOP_LEVEL:
         raise UsageError(f'--set {override}: unknown section "{keys[0]}".{did_you_mean(keys[0], TOP_LEVEL)}')
     here: Any = table

@@ -83,6 +83,8 @@ class Manifest:
 
 def read(folder: Path) -> Manifest:
     """The manifest of a finished data set; DataError where there is none, or one that this version cannot read."""
+    import pydantic
+
     path = folder / FILE_NAME
     if not folder.is_dir():
         raise DataError(
@@ -98,12 +100,14 @@ def read(folder: Path) -> Manifest:
             raise DataError(
                 f"{path}: format {table['format']}, but this prefkit reads format {FORMAT}. Build the data again."
             )
-        table["inputs"] = [InputFile(**row) for row in table["inputs"]]
-        table["stages"] = [StageReport(**row) for row in table["stages"]]
-        table["shards"] = [Shard(**row) for row in table["shards"]]
-        return Manifest(**table)
+        record = pydantic.TypeAdapter(Manifest).validate_python(table)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}). Build the data set again with --overwrite.") from error
+        what = " ".join(str(error).split())
+        raise DataError(f"{path}: damaged ({what}). Build the data set again with --overwrite.") from error
+    for shard in record.shards:
+        if Path(shard.path).is_absolute() or ".." in Path(shard.path).parts:
+            raise DataError(f"{path}: damaged (it names {shard.path}, outside of the data set).")
+    return record
 
 
 def dump(manifest: Manifest) -> str:
@@ -111,9 +115,12 @@ def dump(manifest: Manifest) -> str:
     return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either its old or its whole new content, also after a crash."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_text_atomically(path: Path, text: str, *, scratch: Path | None = None) -> None:
+    """Write `text` so that `path` holds either its old or its whole new content, also after a crash.
+
+    The new content is first written in `scratch`, on the same file system; by default beside `path`.
+    """
+    temporary = (scratch or path.parent) / f"{path.name}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

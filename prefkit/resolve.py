@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from prefkit.errors import UsageError, did_you_mean
+from prefkit.errors import PrefkitError, UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,22 @@ class Call:
         """The bare function name: the reject reason, strategy tag and metric name."""
         return self.address.rpartition(":")[2]
 
+    def call(self, *arguments: Any) -> Any:
+        """Call it. What a function from outside prefkit raises becomes a UsageError that names it."""
+        try:
+            return self.function()(*arguments)
+        except PrefkitError:
+            raise
+        except Exception as error:
+            if not self.is_external:
+                raise
+            raise UsageError(f"{self.address} failed: {type(error).__name__}: {error}") from error
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the function comes from outside prefkit."""
+        return not self.address.startswith("prefkit.")
+
     def function(self) -> Callable[..., Any]:
         """The function with its options bound; what remains are its positional parameters."""
         return functools.partial(load(self.address), **self.options)
@@ -38,10 +54,14 @@ class Call:
 def load(address: str) -> Callable[..., Any]:
     """Import `package.module:function`; UsageError where it does not exist."""
     module_name, _, function_name = address.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+        raise UsageError(f'"{address}": write it as package.module:function.')
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(f'"{address}": cannot import "{error.name}". Is it installed, or on PYTHONPATH?') from error
+    except Exception as error:  # whatever the module does while it is imported
+        raise UsageError(f'"{address}": importing it failed: {type(error).__name__}: {error}') from error
     function = getattr(module, function_name, None)
     if not callable(function):
         known = functions_of(module)
@@ -114,7 +134,7 @@ def check(address: str, given: Mapping[str, Any], where: str) -> Call:
         option = ".".join(str(part) for part in first["loc"])
         shown = f", not {first['input']!r}" if first["type"] != "missing" else ""
         raise UsageError(f"{where}: option {option}: {first['msg']}{shown}.") from error
-    return Call(address, {key: getattr(checked, key) for key in known})
+    return Call(address, checked.model_dump(mode="json"))
 
 
 def summary(function: Callable[..., Any]) -> str:

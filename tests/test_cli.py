@@ -51,6 +51,15 @@ def test_build_then_verify(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "missing" in capsys.readouterr().out
 
 
+def test_inputs_may_stand_behind_the_options(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build-pairs", "ultrafeedback", "--out", str(tmp_path / "out"), "--workers", "1", str(raw)]) == 0
+    assert main(["build-pairs", "ultrafeedback", "--out", str(tmp_path / "out"), "--workers", "1", str(raw)]) == 0
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as done:
+        main(["build-pairs", "ultrafeedback", "--out", "x", "--wrokers", "1"])
+    assert done.value.code == 2
+
+
 def test_quiet_says_nothing(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(build(raw, tmp_path / "out", "--quiet")) == 0
     assert capsys.readouterr() == ("", "")
@@ -98,9 +107,18 @@ def test_filters_that_polars_refuses(
         "def typo():\n    return pl.col('scoer') > 1\n"
         "def mixed():\n    return pl.col('score') > pl.col('margin')\n"
         "def text():\n    return 'hello'\n"
+        "def broken():\n    raise KeyError('x')\n"
+        "def tied():\n    return pl.col('score') > 1\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name, words in [("number", "true or false"), ("typo", '"scoer"'), ("mixed", "mixes"), ("text", "not a polars")]:
+    for name, words in [
+        ("number", "true or false"),
+        ("typo", '"scoer"'),
+        ("mixed", "mixes"),
+        ("text", "not a polars"),
+        ("broken", "KeyError"),
+        ("tied", "name is taken"),
+    ]:
         use = f"build.filters.0={{use='odd_rules:{name}'}}"
         command = build(raw, tmp_path / "out", "--set", use.replace("filters.0=", "filters=[") + "]")
         assert words in fails(capsys, 2, *command)
@@ -165,7 +183,8 @@ def test_two_builders_in_one_folder(raw: Path, tmp_path: Path, capsys: pytest.Ca
     from prefkit.pairs.publish import only_builder
 
     with only_builder(tmp_path / "out"):
-        assert "another prefkit is building here" in fails(capsys, 2, *build(raw, tmp_path / "out"))
+        for _ in range(2):
+            assert "another prefkit is building here" in fails(capsys, 2, *build(raw, tmp_path / "out"))
 
 
 def test_train_mistakes(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

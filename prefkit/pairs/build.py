@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -24,12 +22,11 @@ from typing import Any
 
 import prefkit
 from prefkit.config import Pipeline
-from prefkit.manifest import Manifest, file_sha256
+from prefkit.manifest import Manifest
 from prefkit.pairs import dedupe, engine, inputs, publish
 from prefkit.pairs.engine import Task, key
 from prefkit.pairs.inputs import Indexed, Part, RawFile
-from prefkit.pairs.language import model_path
-from prefkit.pairs.options import Options, check_build
+from prefkit.pairs.options import Options, check_build, fingerprint
 from prefkit.pairs.publish import PlannedFile
 from prefkit.pairs.read import read_part
 from prefkit.pairs.select import Neighbours, select_part
@@ -55,12 +52,13 @@ def build_pairs(
     set of the same inputs and options is left as it is; of others, it is replaced only with `overwrite`. `keep_work`
     keeps the finished steps for the next build. Raises UsageError or DataError.
     """
-    options = check_build(pipeline, given)
+    options = check_build(pipeline, given, out)
     stages = progress or Stages(live=False)
     with publish.only_builder(out), engine.local(workers) as executor:
         sources = index(options, stages, limit)
         planned = publish.plan(pipeline, options, sources, limit)
         if (finished := publish.finished(out, planned, overwrite)) is not None:
+            publish.clean(out, keep_work)
             return finished
         steps = Steps(options, sources, out / ".work", functools.partial(_run, executor, stages))
         read = steps.read()
@@ -69,8 +67,7 @@ def build_pairs(
         record = publish.account(planned, sources, read, selected)
         files = steps.write(selected)
         record = publish.publish(out, record, files)
-        if not keep_work:
-            shutil.rmtree(out / ".work")
+        publish.clean(out, keep_work)
     return record
 
 
@@ -97,8 +94,7 @@ class Steps:
         options = self.options
         sketching = options.dedupe.function()().sketching
         shared: list[Any] = [_identity(call) for call in [*options.candidate_filters, options.language] if call]
-        shared += [sketching.ngram, sketching.bands, sketching.rows, options.dedupe.options["permutations"]]
-        shared += [options.dedupe.options["seed"], _code()]
+        shared += [[options.dedupe.options[name] for name in ("ngram", "permutations", "seed")], _code()]
         tasks: list[Task] = []
         for given in self.sources:
             for part in given.indexed.parts:
@@ -184,15 +180,12 @@ def _limited(part: Part, limit: int | None) -> Part:
 
 
 def _identity(call: Call) -> list[Any]:
-    """What a step depends on in a function: its address, options and, from outside prefkit, its module's source."""
-    identity: list[Any] = [call.address, call.options]
-    module = call.address.partition(":")[0]
-    if not module.startswith("prefkit."):
-        file = importlib.import_module(module).__file__
-        identity.append(file_sha256(Path(file)) if file else None)
-    if module == "prefkit.pairs.language":
-        identity.append(file_sha256(model_path(call.options["model"])))
-    return identity
+    """What a step depends on in a function: its address, its options, and what those name outside prefkit."""
+    printed = fingerprint(call)
+    options = {
+        name: value for name, value in call.options.items() if not (name == "model" and "model_sha256" in printed)
+    }
+    return [call.address, options, printed]
 
 
 @functools.cache

@@ -68,4 +68,6 @@ def _functions(record: Manifest) -> list[str]:
 
 def _plain(text: str) -> str:
     """Text that cannot break out of a table cell or a line of Markdown."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'").split())
+    for mark in "\\|[]!<*_":
+        text = text.replace(mark, f"&#{ord(mark)};")
+    return " ".join(text.replace("`", "'").split())

@@ -5,7 +5,7 @@
 3. clusters   connected components over the verified edges; the first prompt in input order stands for its cluster
 
 Prompts go by their ordinal: the position among all surviving prompts in input order, which does not depend on how the
-input was cut into parts. Only ids, band keys and edges are held for all prompts at once (16, 16 and 24 bytes each);
+input was cut into parts. Only ids, band keys and edges are held for all prompts at once (16, 12 and 20 bytes each);
 shingles are memory-mapped and gathered for the prompts that share a key, and text is never read again.
 
 A pair of similarity `threshold` is found with probability 0.98 or more, a more similar one nearly always (0.9998 of
@@ -43,14 +43,14 @@ class Dedupe:
 def dedupe(
     *,
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.7,
-    ngram: Annotated[int, Field(ge=1)] = 5,
-    permutations: Annotated[int, Field(ge=8)] = 128,
+    ngram: Annotated[int, Field(ge=1, le=100)] = 5,
+    permutations: Annotated[int, Field(ge=8, le=4096)] = 128,
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1,
     action: Literal["drop", "keep"] = "drop",
 ) -> Dedupe:
     """Duplicate prompts by MinHash over word n-grams: drop all but the first, or keep them together in one split."""
-    bands, rows = minhash.bands_and_rows(threshold, permutations)
-    return Dedupe(Sketching(ngram, bands, rows, minhash.permutations(permutations, seed)), threshold, action == "drop")
+    minhash.bands_and_rows(threshold, permutations)  # UsageError where they cannot find what is asked for
+    return Dedupe(Sketching(ngram, minhash.permutations(permutations, seed)), threshold, action == "drop")
 
 
 def find(parts: Sequence[Path], options: Dedupe, work: Path, run: RunTasks) -> Path:
@@ -59,17 +59,24 @@ def find(parts: Sequence[Path], options: Dedupe, work: Path, run: RunTasks) -> P
     names = [part.name for part in parts]
     exact_folder = work / "exact" / key(names)
     run("exact duplicates", [Task(exact_folder, exact, (parts,))])
-    bands = range(options.sketching.bands)
-    band_folders = [work / "similar" / key(names, options.threshold, band) for band in bands]
-    tasks = [Task(band_folders[band], similar, (band, options.threshold, parts, exact_folder)) for band in bands]
+    bands, rows = minhash.bands_and_rows(options.threshold, options.sketching.permutations.shape[1])
+    tasks = [
+        Task(
+            work / "similar" / key(names, options.threshold, band),
+            similar,
+            (slice(band * rows, (band + 1) * rows), options.threshold, parts, exact_folder),
+        )
+        for band in range(bands)
+    ]
     run("near duplicates", tasks)
+    band_folders = [task.folder for task in tasks]
     folder = work / "clusters" / key(names, options.threshold)
     run("clusters", [Task(folder, clusters, (exact_folder, band_folders))])
     return folder
 
 
 def exact(folder: Path, parts: Sequence[Path]) -> None:
-    """first.npy: for each prompt the ordinal of the first one with the same id."""
+    """first.npy: for each prompt the ordinal of the first one with the same id; bases.npy: where each part begins."""
     ids = np.concatenate([np.load(part / "prompt_ids.npy") for part in parts])
     order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: equal ids stay in input order
     starts = np.ones(len(ids), bool)
@@ -77,13 +84,16 @@ def exact(folder: Path, parts: Sequence[Path]) -> None:
     first = np.empty(len(ids), np.int64)
     first[order] = order[np.flatnonzero(starts)][np.cumsum(starts) - 1]
     np.save(folder / "first.npy", first)
+    counts = [len(np.load(part / "counts.npy", mmap_mode="r")) for part in parts]
+    np.save(folder / "bases.npy", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
 
-def similar(folder: Path, band: int, threshold: float, parts: Sequence[Path], exact_folder: Path) -> None:
-    """edges.npy [edges, 2] and similarity.npy: verified near-duplicates among prompts that share this band's key."""
+def similar(folder: Path, band: slice, threshold: float, parts: Sequence[Path], exact_folder: Path) -> None:
+    """edges.npy [edges, 2] and similarity.npy: verified near-duplicates among prompts that agree in a band of rows."""
     first = np.load(exact_folder / "first.npy")
     distinct = np.flatnonzero(first == np.arange(len(first)))
-    keys = np.concatenate([np.load(part / "bands.npy", mmap_mode="r")[band] for part in parts])[distinct]
+    rows = [np.load(part / "signatures.npy", mmap_mode="r")[band] for part in parts]
+    keys = minhash.band_keys(np.concatenate(rows, axis=1)[:, distinct])
     order = np.argsort(keys, kind="stable")
     members, runs = _runs(keys[order], distinct[order])
     documents, local = np.unique(members, return_inverse=True)
@@ -147,6 +157,7 @@ def clusters(folder: Path, exact_folder: Path, band_folders: Sequence[Path]) -> 
     )  # of several edges the earliest twin is written last and stays
     low, high = edges[later_first, 0], edges[later_first, 1]
     twin[high], similarity[high] = low, weights[later_first]
+    np.save(folder / "bases.npy", np.load(exact_folder / "bases.npy"))
     np.save(folder / "representative.npy", earliest[labels])
     np.save(folder / "exact.npy", first != itself)
     np.save(folder / "twin.npy", twin)

@@ -24,6 +24,8 @@ from typing import Any
 
 from prefkit.errors import DataError, PrefkitError
 
+IN_FLIGHT = 1024
+
 
 @dataclass(frozen=True)
 class Task:
@@ -47,7 +49,7 @@ def key(*parts: Any) -> str:
 def run(tasks: Sequence[Task], executor: Executor, on_done: Callable[[Task], None]) -> None:
     """Run all tasks that are not done yet; `on_done` hears of each, done before or now. Raises the first failure.
 
-    Only a few tasks an executor's worker are in flight, so that millions of tasks need no memory here.
+    At most IN_FLIGHT tasks are with the executor at a time, so that millions of tasks need no memory there.
     """
     waiting = iter(tasks)
     flying: dict[Future[None], Task] = {}
@@ -58,7 +60,7 @@ def run(tasks: Sequence[Task], executor: Executor, on_done: Callable[[Task], Non
                     on_done(task)
                     continue
                 flying[executor.submit(perform, task)] = task
-                if len(flying) >= 64 or isinstance(executor, InThisProcess):
+                if len(flying) >= IN_FLIGHT or isinstance(executor, InThisProcess):
                     break
             if not flying:
                 return

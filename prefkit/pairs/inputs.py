@@ -14,8 +14,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +26,12 @@ import msgspec
 from prefkit.errors import DataError, UsageError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """`path` to open, and `name`, relative to the folder that all inputs share, which is what the data set records."""
+    """`path` to open, and the `name` that the data set records (see `name_files`)."""
 
     path: str
     name: str
@@ -62,7 +63,7 @@ class Part:
 
 
 class Indexed(NamedTuple):
-    """What indexing found: identity of the file and its parts. `lines` is None where it would need decompression."""
+    """What indexing found: identity of the file, and its parts."""
 
     size: int
     sha256: str
@@ -77,31 +78,56 @@ class RawRow(NamedTuple):
     value: dict[str, Any] | None
 
 
-def find_files(inputs: list[str], base: Path) -> list[RawFile]:
-    """Expand files, folders and globs (relative to `base`) in the given order; folders and globs sorted by name.
+def expand(given: list[str], base: Path, outside: Path | None = None) -> list[Path]:
+    """Files, folders and globs (relative to `base`) in the given order; folders and globs sorted by name.
 
-    Raises UsageError where an input matches nothing, is of an unknown kind, or is given twice.
+    A folder gives all its raw files, but no hidden ones and none under `outside`. Raises UsageError where an input
+    matches nothing or is of an unknown kind.
     """
     paths: list[Path] = []
-    for given in inputs:
-        path = base / given
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and _known(p) and not p.name.startswith("."))
-        elif path.is_file():
+    for name in given:
+        path = base / name
+        if name and path.is_dir():
+            found = sorted(file for file in path.rglob("*") if _is_raw(file, path, outside))
+        elif name and path.is_file():
             found = [path]
         else:
-            found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+            found = sorted(
+                base / match for match in glob.glob(name, root_dir=base, recursive=True) if (base / match).is_file()
+            )
         if not found:
-            raise UsageError(f"{path}: no such file, folder with raw files, or glob with a match.")
+            raise UsageError(
+                f"{path if name else repr(name)}: no such file, folder with raw files, or glob with a match."
+            )
         for file in found:
             if not _known(file):
                 raise UsageError(f"{file}: not JSONL, JSON or Parquet (also .gz, .zst) by its name.")
         paths += [Path(os.path.abspath(file)) for file in found]
+    return paths
+
+
+def name_files(groups: Sequence[Sequence[Path]]) -> list[list[RawFile]]:
+    """Give every file a name to be recorded: as few of its last path components as keep all names apart.
+
+    Names so do not depend on where the inputs lie. Raises UsageError for a file that is given twice.
+    """
+    paths = [path for group in groups for path in group]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UsageError(f"{twice}: given twice among the inputs.")
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    return [RawFile(str(path), path.relative_to(root).as_posix()) for path in paths]
+    for path in paths:
+        if not str(path).isprintable():
+            raise UsageError(f"{str(path)!a}: a file name with characters that are no text cannot be recorded.")
+    parts = 1
+    while len({path.parts[-parts:] for path in paths}) < len(paths):
+        parts += 1
+    return [[RawFile(str(path), "/".join(path.parts[-parts:])) for path in group] for group in groups]
+
+
+def _is_raw(file: Path, folder: Path, outside: Path | None) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ours = outside is not None and file.resolve().is_relative_to(outside.resolve())
+    return not hidden and not ours and file.is_file() and _known(file)
 
 
 def _known(path: Path) -> bool:
@@ -178,7 +204,9 @@ def _parquet(file: RawFile) -> Any:
 
 
 def _is_array(file: RawFile) -> bool:
-    """Whether the first character that is no white space opens a JSON array."""
+    """Whether a .json file begins, after white space, with the bracket of an array; .jsonl is lines by its name."""
+    if not file.path.lower().removesuffix(file.compression).endswith(".json"):
+        return False
     with _open(file) as stream:
         while block := stream.read(4096):
             if stripped := block.removeprefix(b"\xef\xbb\xbf").lstrip():
@@ -192,7 +220,7 @@ def _open(file: RawFile) -> io.BufferedReader:
         return open(file.path, "rb")
     import pyarrow as pa
 
-    return io.BufferedReader(pa.input_stream(file.path, compression="detect"))
+    return io.BufferedReader(pa.input_stream(file.path, compression=COMPRESSIONS[file.compression]))
 
 
 def rows(part: Part) -> Iterator[RawRow]:
@@ -226,12 +254,21 @@ def _array_rows(part: Part) -> Iterator[RawRow]:
         text = stream.read().removeprefix(b"\xef\xbb\xbf")
     try:
         items = msgspec.json.decode(text, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{part.file.path}: not a JSON array that can be read to its end ({error}). Write it as JSONL."
-        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        items = [msgspec.Raw(item) for item in _lenient_items(text, part.file)]
     for number, item in enumerate(items, 1):
         yield RawRow(number, bytes(item), None)
+
+
+def _lenient_items(text: bytes, file: RawFile) -> list[bytes]:
+    """Items of an array that is JSON only to Python (NaN, lone surrogates): each is judged as a row of its own."""
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{file.path}: not a JSON array that can be read to its end ({error}). Write it as JSONL."
+        ) from error
+    return [json.dumps(item).encode() for item in items]
 
 
 def _parquet_rows(part: Part) -> Iterator[RawRow]:
@@ -239,7 +276,11 @@ def _parquet_rows(part: Part) -> Iterator[RawRow]:
     number = part.first_row
     if part.start == part.end:
         return
-    for batch in _parquet(part.file).iter_batches(batch_size=1000, row_groups=list(range(part.start, part.end))):
-        for value in batch.to_pylist():
-            yield RawRow(number, b"", value)
-            number += 1
+    groups = list(range(part.start, part.end))
+    try:
+        for batch in _parquet(part.file).iter_batches(batch_size=100, row_groups=groups):
+            for value in batch.to_pylist():
+                yield RawRow(number, b"", value)
+                number += 1
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{part.file.path}: row {number} or soon after cannot be read ({error}).") from error

@@ -11,7 +11,9 @@ import functools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from prefkit.errors import UsageError
 
@@ -19,7 +21,7 @@ SHIPPED = "lid.176.ftz"
 
 
 def language(
-    texts: Sequence[str], *, model: str = SHIPPED, characters: int = 500
+    texts: Sequence[str], *, model: str = SHIPPED, characters: Annotated[int, Field(ge=1)] = 500
 ) -> tuple[list[str | None], list[float | None]]:
     """Most likely language of each text (ISO 639 code) and its probability; both None where nothing can be said."""
     predict = _load(model).f.predict

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +14,17 @@ import polars as pl
 from prefkit import config, schema
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
+from prefkit.manifest import file_sha256
 from prefkit.pairs import inputs, tables
 from prefkit.pairs.inputs import RawFile
 from prefkit.pairs.language import SHIPPED, model_path
-from prefkit.pairs.read import needs_language
-from prefkit.pairs.select import PART_PAIRS
-from prefkit.resolve import Call, check, find
+from prefkit.pairs.read import FIRST_RULES, LAST_RULES, needs_language
+from prefkit.pairs.select import ALWAYS, PART_PAIRS
+from prefkit.resolve import Call, check, find, load
 
 SECTIONS = ("inputs", "filters", "language", "dedupe", "binarize", "split", "shards", "chunk_bytes")
 CHUNK_BYTES = 16 << 20
+RESERVED = {*FIRST_RULES, *LAST_RULES, *ALWAYS, "not_selected"}
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,32 @@ class Options:
         """What the manifest and --dry-run print: the options with all defaults, without any path of this machine."""
 
         def row(call: Call) -> dict[str, Any]:
-            return {"use": call.address, **call.options}
+            return {"use": call.address, **call.options, **fingerprint(call)}
 
+        language = row(self.language) | {"model": Path(self.language.options["model"]).name} if self.language else False
         return {
             "inputs": [{**row(given.source), "paths": [file.name for file in given.files]} for given in self.inputs],
             "filters": [row(call) for call in [*self.candidate_filters, *self.pair_filters]],
-            "language": row(self.language) | {"model": Path(self.language.options["model"]).name}
-            if self.language
-            else False,
+            "language": language,
             **{name: row(getattr(self, name)) for name in ("dedupe", "binarize", "split", "shards")},
         }
 
 
-def check_build(pipeline: Pipeline, given: Sequence[str] = ()) -> Options:
+def fingerprint(call: Call) -> dict[str, str]:
+    """SHA-256 of what a call depends on outside prefkit: the source of its function, or its language model."""
+    if call.address == "prefkit.pairs.language:language":
+        return {"model_sha256": file_sha256(model_path(call.options["model"]))}
+    if not call.is_external:
+        return {}
+    function = inspect.unwrap(load(call.address))
+    files = {inspect.getsourcefile(function), inspect.getsourcefile(sys.modules[call.address.partition(":")[0]])}
+    return {"code_sha256": " ".join(file_sha256(Path(file)) for file in sorted(filter(None, files)))}
+
+
+def check_build(pipeline: Pipeline, given: Sequence[str] = (), out: Path | None = None) -> Options:
     """Check `[build]`; `given` are INPUT arguments, which take the place of the paths in the file.
+
+    Nothing under `out` is ever taken for input.
 
     Raises UsageError that names the section and option.
     """
@@ -73,12 +89,12 @@ def check_build(pipeline: Pipeline, given: Sequence[str] = ()) -> Options:
         if name not in SECTIONS:
             raise UsageError(f'{pipeline.name}: [build] has no "{name}".{did_you_mean(name, SECTIONS)}')
     chunk_bytes = table.get("chunk_bytes", CHUNK_BYTES)
-    if not isinstance(chunk_bytes, int) or chunk_bytes < 1:
+    if type(chunk_bytes) is not int or chunk_bytes < 1:
         raise UsageError(f"{pipeline.name}: [build] chunk_bytes must be a positive number, not {chunk_bytes!r}.")
     language = _language(table, pipeline)
     candidate_filters, pair_filters = _filters(table, pipeline, language is not None)
     return Options(
-        inputs=_inputs(table, pipeline, given),
+        inputs=_inputs(table, pipeline, given, out),
         candidate_filters=candidate_filters,
         pair_filters=pair_filters,
         language=language,
@@ -105,26 +121,25 @@ def _used(options: Any, home: str, where: str, pipeline: Pipeline) -> Call:
     return check(find(options["use"], home, where), rest, f"{where} {options['use']}")
 
 
-def _inputs(table: dict[str, Any], pipeline: Pipeline, given: Sequence[str]) -> list[Input]:
+def _inputs(table: dict[str, Any], pipeline: Pipeline, given: Sequence[str], out: Path | None) -> list[Input]:
     where = f"{pipeline.name}: [[build.inputs]]"
     entries = config.tables(table, "inputs", where)
     if not entries:
         raise UsageError(f'{where} is missing: name a source, for example use = "ultrafeedback".')
     if given and len(entries) > 1:
         raise UsageError(f"{where}: several sources, so INPUT does not say which reads it; put paths into the file.")
-    found: list[Input] = []
+    sources: list[Call] = []
+    groups: list[list[Path]] = []
     for entry in entries:
-        paths = list(given) or entry.pop("paths", [])
-        entry.pop("paths", None)
+        of_file = entry.pop("paths", [])
+        paths = list(given) or of_file
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise UsageError(f"{where}: paths must be a list of texts, not {paths!r}.")
         if not paths:
-            raise UsageError(
-                f"{where}: no files. Give them after the pipeline: prefkit build-pairs {pipeline.name} FILE …"
-            )
-        source = _used(entry, "prefkit.pairs.sources.", "[[build.inputs]]", pipeline)
-        found.append(Input(source, inputs.find_files(paths, Path() if given else pipeline.folder)))
-    return found
+            raise UsageError(f"{where}: no files. Give them: prefkit build-pairs {pipeline.name} FILE … --out DIR")
+        sources.append(_used(entry, "prefkit.pairs.sources.", "[[build.inputs]]", pipeline))
+        groups.append(inputs.expand(paths, Path() if given else pipeline.folder, out))
+    return [Input(source, files) for source, files in zip(sources, inputs.name_files(groups), strict=True)]
 
 
 def _language(table: dict[str, Any], pipeline: Pipeline) -> Call | None:
@@ -145,10 +160,10 @@ def _filters(table: dict[str, Any], pipeline: Pipeline, tagged: bool) -> tuple[l
     for entry in config.tables(table, "filters", f"{pipeline.name}: [[build.filters]]"):
         call = _used(entry, "prefkit.pairs.filters", "[[build.filters]]", pipeline)
         where = f"{pipeline.name}: [[build.filters]] {call.name}"
-        if call.name in names:
-            raise UsageError(f"{where}: given twice; its name is the reject reason and must be one.")
+        if call.name in names or call.name in RESERVED:
+            raise UsageError(f"{where}: the name is taken, and it is the reject reason; name the function otherwise.")
         names.add(call.name)
-        rule = call.function()()
+        rule = call.call()
         if not isinstance(rule, pl.Expr):
             raise UsageError(f"{where}: {call.address} returned {type(rule).__name__}, not a polars expression.")
         if needs_language(rule) and not tagged:

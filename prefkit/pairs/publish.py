@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
 import platform
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +29,7 @@ from prefkit.pairs.options import Options
 if TYPE_CHECKING:
     from prefkit.pairs.build import Source
 
-OWN = {manifest.FILE_NAME, ".work", ".cache", "data", "rejects", "README.md", "report.html"}
+OURS = re.compile(r"(train|test|rejects)-\d{5}-of-\d{5}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -41,33 +44,61 @@ class PlannedFile:
 @contextmanager
 def only_builder(out: Path) -> Iterator[None]:
     """Make OUT and hold its lock, so that two builds never mix. UsageError for a folder that is not ours."""
+    _check_ours(out)
+    work = out / ".work"
+    made = [path for path in (work, *work.parents) if not path.exists()]
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{out}: another prefkit is building here.") from None
+        shutil.rmtree(out / ".work.done", ignore_errors=True)
+        sweep(work)
+        try:
+            yield
+        finally:
+            _remove_if_unused(work, made)
+
+
+def _check_ours(out: Path) -> None:
+    """UsageError unless OUT is new, empty, or a data set of prefkit (finished, or begun) with nothing else in its
+    folders."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; --out wants a folder.")
-    if out.is_dir() and (strange := sorted({path.name for path in out.iterdir()} - OWN)):
-        raise UsageError(f'{out}: holds "{strange[0]}", which is not of a data set; choose an empty or new folder.')
-    work = out / ".work"
-    created = [path for path in (work, *work.parents) if not path.exists()]
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(work / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"{out}: another prefkit is building here.") from None
-            sweep(work)
-            yield
-    finally:
-        _remove_if_unused(work, created)
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / ".work").is_dir() and not (out / ".work.done").is_dir():
+        try:
+            manifest.read(out)
+        except DataError:
+            raise UsageError(
+                f"{out}: is not empty, and no data set of prefkit; choose an empty or new folder."
+            ) from None
+    for folder in (out / ".work", out / "data", out / "rejects"):
+        if folder.is_symlink():
+            raise UsageError(f"{folder}: is a link; a data set keeps its files in folders of its own.")
+    for path in [*out.glob("data/*"), *out.glob("rejects/*")]:
+        if not OURS.fullmatch(path.name) or not path.is_file():
+            raise UsageError(f"{path}: is not of a data set of prefkit; move it away, or choose another --out.")
 
 
-def _remove_if_unused(work: Path, created: list[Path]) -> None:
+def _remove_if_unused(work: Path, made: list[Path]) -> None:
     """Leave no trace of a build that ended before its first task did."""
     if work.is_dir() and {path.name for path in work.iterdir()} <= {"lock"}:
         (work / "lock").unlink(missing_ok=True)
-        for folder in created if work in created else [work]:
+        for folder in made if work in made else [work]:
             if any(folder.iterdir()):
                 return
             folder.rmdir()
+
+
+def clean(out: Path, keep_work: bool) -> None:
+    """Remove the finished steps: out of their place by one rename first, so that no half-removed step counts as
+    done."""
+    if not keep_work:
+        (out / ".work").rename(out / ".work.done")
+        shutil.rmtree(out / ".work.done")
 
 
 def versions() -> dict[str, str]:
@@ -159,26 +190,22 @@ def _rows_of_files(planned: Manifest, sources: Sequence[Source], reads: Sequence
 
 
 def publish(out: Path, record: Manifest, files: Sequence[PlannedFile]) -> Manifest:
-    """Move the files into place, remove what is not of this data set, and write card and manifest.
+    """Put the files into place, remove what is not of this data set, and write card and manifest.
 
-    Killed anywhere in between, the folder has no manifest, and the next run goes on here: a file that a finished task
-    no longer holds has been moved already.
+    The finished tasks keep their files (a file of the data set is a second name for the same bytes), so this can be
+    done again from the beginning: killed anywhere in between, the folder has no manifest, and the next run does.
     """
-    shards: list[Shard] = []
-    for file in files:
-        facts = json.loads((file.task.folder / "shard.json").read_text())
-        shards.append(Shard(file.name, file.split, **facts))
+    shards = [
+        Shard(file.name, file.split, **json.loads((file.task.folder / "shard.json").read_text())) for file in files
+    ]
+    record = dataclasses.replace(record, shards=shards)
     (out / manifest.FILE_NAME).unlink(missing_ok=True)
     for folder in ("data", "rejects"):
         (out / folder).mkdir(exist_ok=True)
-    for file in files:
-        made = file.task.folder / "data.parquet"
-        if made.exists():
-            made.replace(out / file.name)
     for path in [*out.glob("data/*"), *out.glob("rejects/*")]:
-        if path.relative_to(out).as_posix() not in {shard.path for shard in shards}:
-            path.unlink()
-    record = dataclasses.replace(record, shards=shards)
-    manifest.write_text_atomically(out / "README.md", card.dataset_card(record))
-    manifest.write_text_atomically(out / manifest.FILE_NAME, manifest.dump(record))
+        path.unlink()
+    for file in files:
+        os.link(file.task.folder / "data.parquet", out / file.name)
+    for name, text in (("README.md", card.dataset_card(record)), (manifest.FILE_NAME, manifest.dump(record))):
+        manifest.write_text_atomically(out / name, text, scratch=out / ".work")
     return record

@@ -72,7 +72,7 @@ def _message(value: Any, field: str) -> Message:
     if not isinstance(value, Mapping):
         raise BadRow("wrong_type", f'"{field}" holds {_kind(value)} where a message is expected')
     role = value.get("role", value.get("from"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRow("unknown_role", f'"{field}" has a message of role {role!r}')
     content = value.get("content", value.get("value"))
     if isinstance(content, Sequence) and not isinstance(content, str):

@@ -51,7 +51,7 @@ def select_part(
 ) -> None:
     """Write pairs.arrow (sorted; its sort key in order.npy and test.npy), rejects.arrow (also those of reading) and
     counts.json into `folder`."""
-    rules = {call.name: (call.function()(), shown(call)) for call in filters}
+    rules = {call.name: (call.call(), shown(call)) for call in filters}
     rules = {name: (rule, "") for name, rule in ALWAYS.items()} | rules
     prompts = _neighbours(part, among)
     fates: list[pl.DataFrame] = []
@@ -60,7 +60,6 @@ def select_part(
     for candidates in tables.read(among.parts[part] / "candidates.arrow"):
         candidates = candidates.join(prompts, on="group", how="left", maintain_order="left")
         candidates = _first_of_cluster(candidates, among.drop, fates)
-        candidates = _not_tied(candidates, fates)
         pairs = _pairs(candidates, strategy)
         kept = _judge(pairs, rules, lost)
         fates.append(_unpaired(candidates, kept))
@@ -79,8 +78,7 @@ def select_part(
 
 def _neighbours(part: int, among: Neighbours) -> pl.DataFrame:
     """Of each prompt of the part: ordinal, cluster_id, and for a duplicate its kind and its twin in words."""
-    counts = [len(np.load(folder / "counts.npy", mmap_mode="r")) for folder in among.parts]
-    bases = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    bases = np.load(among.clusters / "bases.npy")
     mine = slice(bases[part], bases[part + 1])
     arrays = {name: np.load(among.clusters / f"{name}.npy", mmap_mode="r")[mine] for name in CLUSTER_ARRAYS}
     ordinals = np.arange(bases[part], bases[part + 1])
@@ -128,19 +126,19 @@ def _first_of_cluster(candidates: pl.DataFrame, drop: bool, fates: list[pl.DataF
     return candidates.filter("is_first")
 
 
-def _not_tied(candidates: pl.DataFrame, fates: list[pl.DataFrame]) -> pl.DataFrame:
-    differ = pl.col("score").n_unique().over("group") > 1
-    same = pl.format("all {} answers are scored {}", pl.len().over("group"), "score")
-    fates.append(tables.rejects(candidates.with_columns(same=same).filter(~differ), "binarize", "tied", pl.col("same")))
-    return candidates.filter(differ)
-
-
 def _pairs(candidates: pl.DataFrame, strategy: Call) -> pl.DataFrame:
     """The strategy's pairs with all columns of PAIRS that candidates know."""
-    edges = strategy.function()(candidates)
-    if missing := {"group", "chosen", "rejected"} - set(edges.columns):
-        raise UsageError(f'[build.binarize] {strategy.name}: its result lacks the column "{min(missing)}".')
-    edges = edges.select("group", chosen_index="chosen", rejected_index="rejected")
+    edges = strategy.call(candidates)
+    if not isinstance(edges, pl.DataFrame) or not {"group", "chosen", "rejected"} <= set(edges.columns):
+        raise UsageError(f"[build.binarize] {strategy.name}: it must give a DataFrame of group, chosen and rejected.")
+    try:
+        edges = edges.select(
+            pl.col("group").cast(pl.Int64),
+            chosen_index=pl.col("chosen").cast(pl.Int32),
+            rejected_index=pl.col("rejected").cast(pl.Int32),
+        ).unique(maintain_order=True)
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"[build.binarize] {strategy.name}: its columns are not whole numbers ({error}).") from error
     side = candidates.select("group", "completion_index", text="response", score="score", model="model")
     shared = candidates.unique("group", keep="first", maintain_order=True).select(SHARED)
     pairs = edges.join(shared, on="group", maintain_order="left")

@@ -51,7 +51,7 @@ def write_shard(folder: Path, parts: Sequence[Path], test: bool, number: int, co
     low, high = (number << 64) // count, ((number + 1) << 64) // count
     pieces = [piece for part in parts for piece in _slice(part, test, low, high)]
     rows = pl.concat([tables.empty(PART_PAIRS), *pieces]).sort(SORT)
-    _write(folder, tables.arrow(rows, schema.PAIRS), row_group)
+    _write(folder, rows, schema.PAIRS, row_group)
 
 
 def _slice(part: Path, test: bool, low: int, high: int) -> Iterator[pl.DataFrame]:
@@ -73,23 +73,21 @@ def write_rejects(folder: Path, parts: Sequence[Path], counts: Sequence[int], nu
         if first < last:
             pieces += tables.read_rows(part / "rejects.arrow", first, last)
         base += count
-    _write(folder, tables.arrow(pl.concat(pieces), schema.REJECTS), ROW_GROUP_OF_REJECTS)
+    _write(folder, pl.concat(pieces), schema.REJECTS, ROW_GROUP_OF_REJECTS)
 
 
-def _write(folder: Path, table: pa.Table, row_group: int) -> None:
+def _write(folder: Path, rows: pl.DataFrame, table_schema: pa.Schema, row_group: int) -> None:
     path = folder / "data.parquet"
-    table = table.combine_chunks()
     with pq.ParquetWriter(
         path,
-        table.schema,
+        table_schema,
         compression="zstd",
         compression_level=3,
-        use_dictionary=[column for column in REPEATING if column.partition(".")[0] in table.schema.names],
+        use_dictionary=[column for column in REPEATING if column.partition(".")[0] in table_schema.names],
         write_page_index=True,
         use_content_defined_chunking=True,
-        store_schema=True,
     ) as writer:
-        for start in range(0, len(table), row_group):
-            writer.write_table(table.slice(start, row_group), row_group_size=row_group)
-    facts: dict[str, Any] = {"rows": len(table), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for group in rows.iter_slices(row_group):
+            writer.write_table(tables.arrow(group, table_schema).combine_chunks(), row_group_size=row_group)
+    facts: dict[str, Any] = {"rows": len(rows), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     (folder / "shard.json").write_text(json.dumps(facts))

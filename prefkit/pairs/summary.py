@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prefkit.manifest import Manifest
@@ -15,7 +16,7 @@ from prefkit.pairs.options import Options
 def print_plan(options: Options, out: Path, workers: int, limit: int | None) -> None:
     """The checked options with all defaults, the files, and where the result would go."""
     console = Console(soft_wrap=True, highlight=False)
-    console.print_json(json.dumps(options.shown()))
+    console.print_json(json.dumps(options.shown() | {"chunk_bytes": options.chunk_bytes}))
     files = [file for given in options.inputs for file in given.files]
     size = sum(Path(file.path).stat().st_size for file in files)
     parts = sum(max(1, -(-Path(file.path).stat().st_size // options.chunk_bytes)) for file in files)
@@ -47,7 +48,7 @@ def print_record(record: Manifest, out: Path, seconds: float, console: Console) 
                 stage.stage if first else "",
                 stage.unit if first else "",
                 f"{stage.came_in:,}" if first else "",
-                reason,
+                escape(reason),
                 f"{count:,}" if count else "",
                 f"{stage.went_out:,}" if first else "",
             )

@@ -14,14 +14,17 @@ BATCH_ROWS = 1000
 
 @contextmanager
 def writer(path: Path, table_schema: pa.Schema) -> Iterator[Callable[[pl.DataFrame], None]]:
-    """A function that appends rows, as one record batch, to a new Arrow IPC file; its buffers are lightly
-    compressed."""
+    """A function that appends rows, as one record batch, to a new Arrow IPC file.
+
+    Buffers are lightly compressed; texts have 64-bit offsets, so that no batch is too large for them.
+    """
     options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table_schema, options=options) as file:
+    large = empty(table_schema).to_arrow().schema
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, large, options=options) as file:
 
         def append(rows: pl.DataFrame) -> None:
             if not rows.is_empty():
-                file.write_table(arrow(rows, table_schema))
+                file.write_table(rows.select(large.names).to_arrow().combine_chunks())
 
         yield append
 
@@ -73,9 +76,14 @@ def rejects(candidates: pl.DataFrame, stage: str, reason: str | pl.Expr, detail:
         origin_row="origin_row",
         completion_index="completion_index",
         prompt_id="prompt_id",
-        detail=pl.lit(detail or None, pl.String) if isinstance(detail, str) else detail,
+        detail=text(detail),
         raw=pl.lit(None, pl.Binary),
     )
+
+
+def text(value: str | pl.Expr) -> pl.Expr:
+    """A column of one text, null for the empty one; an expression as it is."""
+    return pl.lit(value or None, pl.String) if isinstance(value, str) else value
 
 
 def empty(table_schema: pa.Schema) -> pl.DataFrame:

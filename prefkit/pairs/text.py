@@ -20,11 +20,6 @@ def canonical(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def canonical_prompt(prompt: Sequence[Message]) -> str:
-    """The canonical contents of all turns joined by a space: what near-duplicates are judged by."""
-    return " ".join(canonical(message.content) for message in prompt)
-
-
 def prompt_id(prompt: Sequence[Message]) -> str:
     """128-bit hash of the roles and canonical contents, as 32 hexadecimal digits."""
     return digest(*(part for message in prompt for part in (message.role, canonical(message.content))))

@@ -66,7 +66,12 @@ def _stages(record: Manifest) -> Iterator[str]:
     for stage in record.stages:
         if stage.came_in - sum(stage.rejected.values()) != stage.went_out:
             yield f"manifest: stage {stage.stage} ({stage.unit}) does not add up."
+    rows = sum(file.rows for file in record.inputs)
+    if [stage.came_in for stage in record.stages if stage.unit == "rows"] != [rows]:
+        yield f"manifest: the inputs have {rows:,} rows, which is not what its first stage took in."
     candidates = [stage for stage in record.stages if stage.unit == "candidates"]
+    if not candidates:
+        yield "manifest: it has no stage of candidates."
     for earlier, later in pairwise(candidates):
         if earlier.went_out != later.came_in:
             yield (
@@ -133,7 +138,7 @@ def _conservation(folder: Path, record: Manifest) -> Iterator[str]:
         yield f"rejects: {twice:,} rows or candidates were rejected twice."
     if both := len(candidates.join(paired, on=CANDIDATE, how="semi")):
         yield f"conservation: {both:,} candidates are in a pair and in rejects."
-    total = next(stage.came_in for stage in record.stages if stage.unit == "candidates")
+    total = next((stage.came_in for stage in record.stages if stage.unit == "candidates"), 0)
     if total != len(candidates) + len(paired):
         yield (
             f"conservation: {total:,} candidates came in, "

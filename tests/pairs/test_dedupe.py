@@ -18,10 +18,10 @@ def write_part(folder: Path, texts: list[str], options: dedupe.Dedupe) -> Path:
     """A part as `read` leaves it, as far as `dedupe` looks at it. Ids are those of the canonical text."""
     folder.mkdir()
     hashes, offsets = minhash.shingles([canonical(text) for text in texts], options.sketching.ngram)
-    sketching = options.sketching
-    keys = minhash.band_keys(hashes, offsets, sketching.permutations, sketching.bands, sketching.rows)
+    signatures = minhash.signatures(hashes, offsets, options.sketching.permutations).T
     ids = np.array([[hash(canonical(text)) & 0xFFFFFFFFFFFF, 0] for text in texts], np.uint64).reshape(-1, 2)
-    for name, array in {"prompt_ids": ids, "shingles": hashes, "counts": np.diff(offsets), "bands": keys}.items():
+    arrays = {"prompt_ids": ids, "shingles": hashes, "counts": np.diff(offsets), "signatures": signatures}
+    for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     return folder
 

@@ -74,28 +74,55 @@ def test_byte_order_mark_and_carriage_returns(tmp_path: Path) -> None:
     assert read_all(tmp_path / "a.jsonl") == [(1, {"a": 1}), (2, {"a": 2})]
 
 
-def test_files_folders_and_globs_in_order_with_names_from_their_common_folder(tmp_path: Path) -> None:
+def test_files_folders_and_globs_in_order(tmp_path: Path) -> None:
     for name in ("b/2.jsonl", "b/1.parquet", "b/deep/3.json.gz", "a/x.jsonl", "b/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = inputs.find_files(["b", "a/*.jsonl"], tmp_path)
-    assert [file.name for file in found] == ["b/1.parquet", "b/2.jsonl", "b/deep/3.json.gz", "a/x.jsonl"]
-    assert [file.name for file in inputs.find_files(["b/2.jsonl"], tmp_path)] == ["2.jsonl"]
+    found = inputs.expand(["b", "a/*.jsonl"], tmp_path)
+    expected = ["b/1.parquet", "b/2.jsonl", "b/deep/3.json.gz", "a/x.jsonl"]
+    assert [file.relative_to(tmp_path).as_posix() for file in found] == expected
+    assert inputs.expand(["b"], tmp_path, outside=tmp_path / "b" / "deep") == found[:2]
+
+
+def test_names_are_as_short_as_keeps_them_apart() -> None:
+    def names(*groups: list[str]) -> list[list[str]]:
+        return [[file.name for file in group] for group in inputs.name_files([[Path(p) for p in g] for g in groups])]
+
+    assert names(["/x/a.jsonl"], ["/y/b.jsonl"]) == [["a.jsonl"], ["b.jsonl"]]
+    assert names(["/home/me/s1/train.jsonl"], ["/data/s2/train.jsonl"]) == [["s1/train.jsonl"], ["s2/train.jsonl"]]
+    assert names(["/a/b/c.jsonl", "/d/b/c.jsonl", "/d/b/e.jsonl"]) == [["a/b/c.jsonl", "d/b/c.jsonl", "d/b/e.jsonl"]]
+    with pytest.raises(UsageError, match="twice"):
+        names(["/x/a.jsonl"], ["/x/a.jsonl"])
+
+
+def test_a_folder_in_brackets_is_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "[raw]").mkdir()
+    (tmp_path / "[raw]" / "a.jsonl").touch()
+    assert len(inputs.expand(["*.jsonl"], tmp_path / "[raw]")) == 1
 
 
 @pytest.mark.parametrize(
-    ("given", "words"), [("none.jsonl", "no such file"), ("a.txt", "not JSONL"), ("*.nope", "no such")]
+    ("given", "words"), [("none.jsonl", "no such file"), ("a.txt", "not JSONL"), ("*.nope", "no such"), ("", "no such")]
 )
 def test_inputs_that_cannot_be(tmp_path: Path, given: str, words: str) -> None:
     (tmp_path / "a.txt").touch()
     with pytest.raises(UsageError, match=words):
-        inputs.find_files([given], tmp_path)
+        inputs.expand([given], tmp_path)
 
 
-def test_the_same_file_twice(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").touch()
-    with pytest.raises(UsageError, match="twice"):
-        inputs.find_files(["a.jsonl", "*.jsonl"], tmp_path)
+def test_arrays_that_are_json_only_to_python(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"a": NaN}, {"a": "\\ud800"}, {"a": 1}]')
+    assert [number for number, _ in read_all(tmp_path / "a.json")] == [1, 2, 3]
+
+
+def test_a_line_that_begins_with_a_bracket_makes_no_array_of_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('[1]\n{"a": 1}\n')
+    assert read_all(tmp_path / "a.jsonl") == [(1, [1]), (2, {"a": 1})]
+
+
+def test_suffixes_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(b'{"a": 1}\n'))
+    assert read_all(tmp_path / "A.JSONL.GZ") == [(1, {"a": 1})]
 
 
 @pytest.mark.parametrize(

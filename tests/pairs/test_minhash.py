@@ -9,6 +9,7 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefkit.errors import UsageError
 from prefkit.pairs import minhash
 
 WORDS = st.text(st.characters(exclude_characters=" ", exclude_categories=["Zs", "Cc", "Cs"]), min_size=1, max_size=12)
@@ -58,13 +59,12 @@ def test_band_keys_are_equal_exactly_where_the_rows_are() -> None:
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{word}" for word in rng.integers(0, 12, 8)) for _ in range(200)]
     hashes, offsets = minhash.shingles(texts, 3)
-    permutations = minhash.permutations(16, seed=1)
-    signatures = minhash.signatures(hashes, offsets, permutations)
-    keys = minhash.band_keys(hashes, offsets, permutations, bands=8, rows=2)
+    signatures = minhash.signatures(hashes, offsets, minhash.permutations(16, seed=1))
     for band in range(8):
         rows = signatures[:, 2 * band : 2 * band + 2]
+        keys = minhash.band_keys(rows.T)
         same_rows = (rows[:, None] == rows[None, :]).all(axis=2)
-        assert (same_rows == (keys[band][:, None] == keys[band][None, :])).all()
+        assert (same_rows == (keys[:, None] == keys[None, :])).all()
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
@@ -72,3 +72,8 @@ def test_bands_keep_the_promised_recall_at_the_threshold(threshold: float) -> No
     bands, rows = minhash.bands_and_rows(threshold, 128)
     assert bands * rows <= 128
     assert 1 - (1 - threshold**rows) ** bands >= 0.98
+
+
+def test_a_threshold_that_so_few_permutations_cannot_find() -> None:
+    with pytest.raises(UsageError, match="more than 128 permutations"):
+        minhash.bands_and_rows(0.01, 128)

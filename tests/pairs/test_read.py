@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import polars as pl
 import pytest
 
 from prefkit import schema
-from prefkit.pairs import dedupe, inputs, minhash, read, tables
+from prefkit.errors import UsageError
+from prefkit.pairs import dedupe, inputs, read, tables
 from prefkit.resolve import Call, check
 
 PAIRS = check("prefkit.pairs.sources.pairs:pairs", {}, "test")
@@ -42,6 +44,9 @@ def row(prompt: str, rest: str = "") -> str:
         ("NaN", "wrong_type"),
         (row(" \\n "), "empty_prompt"),
         ('{"prompt": [], "chosen": "x", "rejected": "y"}', "empty_prompt"),
+        ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "not_json"),
+        ('{"prompt": [{"role": ["a"], "content": "b"}], "chosen": "x", "rejected": "y"}', "unknown_role"),
+        ('{"prompt": [{"role": "system", "content": "b"}], "chosen": "x", "rejected": "y"}', "prompt_without_question"),
     ],
 )
 def test_what_cannot_be_read_is_rejected_alone(tmp_path: Path, line: str, reason: str) -> None:
@@ -65,7 +70,7 @@ def test_the_arrays_of_the_prompts_fit_the_candidates(tmp_path: Path) -> None:
     shapes = {name: np.load(part / f"{name}.npy").shape for name in read.Sketch._fields}
     assert shapes["prompt_ids"] == (3, 2)
     assert shapes["origin_rows"] == shapes["counts"] == (3,)
-    assert shapes["bands"] == (minhash.bands_and_rows(0.7, 128)[0], 3)
+    assert shapes["signatures"] == (128, 3)
 
 
 def test_a_source_without_annotations_gets_a_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,3 +82,52 @@ def test_a_source_without_annotations_gets_a_dict(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     candidates, _ = read_lines(tmp_path, '{"q": "hello"}', source=check("my_source:mine", {}, "test"))
     assert candidates["source"].to_list() == ["mine", "mine"]
+
+
+def answers(*answers: tuple[str, float]) -> str:
+    completions = [{"response": text, "overall_score": score} for text, score in answers]
+    return json.dumps({"instruction": "What is it?", "completions": completions})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "reasons"),
+    [
+        ([("a", 3), ("b", 2)], [0, 1], set()),
+        ([("a", 3), (" a ", 2), ("b", 1), ("c", 0)], [2, 3], {"identical_responses"}),
+        ([("a", 3), ("a", 3), ("b", 1)], [0, 2], {"repeated_response"}),
+        ([("a", 3), ("a", 2), ("b", 1)], [], {"identical_responses", "too_few_candidates"}),
+        ([("a", 3), ("b", 3), ("c", 3)], [], {"tied"}),
+        ([("a", 3), ("", 2), ("c", 3)], [], {"tied", "empty_response"}),
+    ],
+)
+def test_answers_that_contradict_themselves_or_say_nothing(
+    tmp_path: Path, given: list[tuple[str, float]], kept: list[int], reasons: set[str]
+) -> None:
+    source = check("prefkit.pairs.sources.ultrafeedback:ultrafeedback", {}, "test")
+    candidates, _ = read_lines(tmp_path, answers(*given), source=source)
+    fallen = pl.concat(tables.read(tmp_path / "part" / "rejects.arrow")) if reasons else None
+    assert candidates["completion_index"].to_list() == kept
+    assert (set(fallen["reason"]) if fallen is not None else set()) == reasons
+
+
+def test_long_prompts_with_many_answers_overflow_nothing(tmp_path: Path) -> None:
+    """Two copies of 2 MB in 1,100 candidates: 2.2 GB, were each to hold its prompt."""
+    many = [{"response": f"answer {i}", "overall_score": i + 0.5} for i in range(1100)]
+    line = json.dumps({"instruction": "word " * 400_000, "completions": many})
+    source = check("prefkit.pairs.sources.ultrafeedback:ultrafeedback", {}, "test")
+    candidates, reasons = read_lines(tmp_path, line, source=source)
+    assert (len(candidates), reasons) == (1100, {})
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["raise KeyError('x')", "yield 5", "yield Rated([Message('user', 'q')], [Completion(0, 'a', 'high')], 's')"],
+)
+def test_a_source_from_outside_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    name = f"failing_source_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(
+        f"from prefkit.pairs.records import Completion, Message, Rated\ndef mine(row):\n    {body}\n    yield\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=rf"{name}:mine failed at raw\.jsonl, row 1"):
+        read_lines(tmp_path, "{}", source=check(f"{name}:mine", {}, "test"))

@@ -29,16 +29,16 @@ def pairs(
     source_column: str | None = None,
 ) -> Iterator[Rated]:
     """Rows of prompt, chosen and rejected under column names of your choice; a dot steps into a nested column."""
-    head = _prompt(row, prompt, system)
+    head = messages(value, field=str(prompt), text_role="user") if (value := _get(row, prompt)) is not None else None
     better = messages(_need(row, chosen), field=chosen, text_role="assistant")
     worse = messages(_need(row, rejected), field=rejected, text_role="assistant")
     if head is None:
         head = better[: min(shared_turns(better, worse), len(better) - 1, len(worse) - 1)]
         if not head:
             raise BadRow("prompts_differ", f'"{chosen}" and "{rejected}" share no first turn that could be the prompt')
-        better, worse = better[len(head) :], worse[len(head) :]
-    else:
-        better, worse = _after(head, better), _after(head, worse)
+    better, worse = _after(head, better), _after(head, worse)
+    if (text := _text(row, system)) and (not head or head[0].role != "system"):
+        head = [Message("system", text), *head]
     scores: tuple[float | None, float | None] = (1.0, 0.0)
     if chosen_score or rejected_score:
         scores = _score(row, chosen_score), _score(row, rejected_score)
@@ -51,21 +51,14 @@ def pairs(
     yield Rated(head, answers, _text(row, source_column) or source)
 
 
-def _prompt(row: dict[str, Any], column: str | None, system: str | None) -> list[Message] | None:
-    value = _get(row, column) if column else None
-    if value is None:
-        return None
-    turns = messages(value, field=str(column), text_role="user")
-    text = _text(row, system)
-    return [Message("system", text), *turns] if text else turns
-
-
 def _after(head: Sequence[Message], turns: list[Message]) -> list[Message]:
     """`turns` without the prompt, where they repeat it."""
     return turns[len(head) :] if shared_turns(head, turns) == len(head) else turns
 
 
-def _get(row: dict[str, Any], path: str) -> Any:
+def _get(row: dict[str, Any], path: str | None) -> Any:
+    if path is None:
+        return None
     value: Any = row
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -80,14 +73,14 @@ def _need(row: dict[str, Any], path: str) -> Any:
 
 
 def _text(row: dict[str, Any], path: str | None) -> str | None:
-    value = _get(row, path) if path else None
+    value = _get(row, path)
     if value is not None and not isinstance(value, str):
         raise BadRow("wrong_type", f'"{path}" is not text')
     return value
 
 
 def _score(row: dict[str, Any], path: str | None) -> float | None:
-    value = _get(row, path) if path else None
+    value = _get(row, path)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise BadRow("wrong_type", f'"{path}" is not a number')
     try:

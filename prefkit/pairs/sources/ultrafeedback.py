@@ -27,8 +27,8 @@ class Answer(msgspec.Struct):
     response: str | None = None
     model: str | None = None
     custom_system_prompt: str | None = None
-    overall_score: float | None = None
-    fine_grained_score: float | None = msgspec.field(default=None, name="fine-grained_score")
+    overall_score: float | str | None = None
+    fine_grained_score: float | str | None = msgspec.field(default=None, name="fine-grained_score")
     annotations: dict[str, Any] | None = None
 
 
@@ -60,7 +60,8 @@ def ultrafeedback(
 def _completion(index: int, answer: Answer, score: str, repair_tens: bool) -> Completion:
     aspects = [(name, rating) for name, value in (answer.annotations or {}).items() if (rating := _rating(value))]
     mean = sum(rating for _, rating in aspects) / len(aspects) if aspects else None
-    value = {"overall": answer.overall_score, "fine_grained": answer.fine_grained_score, "mean_aspects": mean}[score]
+    scores = {"overall": answer.overall_score, "fine_grained": answer.fine_grained_score, "mean_aspects": mean}
+    value = _number(scores[score])
     reject = detail = None
     if score == "overall" and repair_tens and value == 10:
         if mean is None or 2 < mean <= 4:
@@ -76,9 +77,14 @@ def _rating(annotation: Any) -> float | None:
     if isinstance(annotation, list):
         ratings = [rating for item in annotation if (rating := _rating(item)) is not None]
         return sum(ratings) / len(ratings) if ratings else None
-    text = annotation.get("Rating") if isinstance(annotation, dict) else None
+    rating = _number(annotation.get("Rating")) if isinstance(annotation, dict) else None
+    return rating if rating is not None and rating > 0 else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also written as text; None for "N/A" and the like."""
     try:
-        rating = float(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return rating if math.isfinite(rating) and rating > 0 else None
+    return number if math.isfinite(number) else None

@@ -66,6 +66,15 @@ def test_columns_scores_and_models_by_option() -> None:
     assert rated.prompt[0] == Message("system", "S")
 
 
+def test_a_system_column_goes_in_front_of_every_kind_of_prompt() -> None:
+    for row in (
+        {"prompt": "Q", "chosen": talk("Q", "good"), "rejected": talk("Q", "bad")},
+        {"prompt": talk("Q"), "chosen": "good", "rejected": "bad"},
+        {"chosen": talk("Q", "good"), "rejected": talk("Q", "bad")},
+    ):
+        assert texts(one(row | {"sys": "S"}, system="sys")) == (["S", "Q"], ["good", "bad"])
+
+
 def test_without_score_columns_the_label_is_the_score() -> None:
     assert [a.score for a in one({"prompt": "Q", "chosen": "a", "rejected": "b"}).completions] == [1.0, 0.0]
 

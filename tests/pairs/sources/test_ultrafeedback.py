@@ -74,3 +74,10 @@ def test_system_prompts_are_dropped_or_compared_within() -> None:
 def test_a_row_without_completions_is_bad() -> None:
     with pytest.raises(BadRow, match="no_completions"):
         rated()
+
+
+def test_numbers_written_as_text_and_words_that_are_none() -> None:
+    answer = {"overall_score": "7.5", "annotations": aspects(10**400, "4")}
+    assert score(answer) == 7.5
+    assert score(answer, score="mean_aspects") == 4
+    assert score({"overall_score": "N/A"}) is None
