@@ -1,7 +1,7 @@
 """The manifest: what a finished data set consists of, what it was made from, and where every raw row went.
 
-`manifest.json` is written last, so a data set that has one is complete. It holds no time and no path of the machine:
-the same input bytes and pipeline file give the same manifest.
+`manifest.json` is written last, so a data set that has one is complete. It holds no time, and no path of the machine
+but those that `--set` was given: the same input bytes, pipeline file and overrides give the same manifest.
 """
 
 from __future__ import annotations

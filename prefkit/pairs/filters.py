@@ -2,7 +2,8 @@
 
 A rule over the columns of CANDIDATES judges each candidate, before duplicates are looked for; one that needs a column
 of PAIRS (`margin`, `chosen`, …) judges each pair. Which of the two follows from the columns that the expression
-names, so a rule is nothing but its expression. The function's name is the reject reason. A null verdict rejects: a
+names, so a rule is nothing but its expression. An expression must judge each row by itself, or within its `group`: rows
+come in batches whose borders mean nothing. The function's name is the reject reason. A null verdict rejects: a
 rule that cannot be decided was not passed.
 
 Lengths are in characters (Unicode code points), which needs no tokenizer and means the same in every language.
