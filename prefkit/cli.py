@@ -93,6 +93,16 @@ def _positive(text: str) -> int:
 _positive.__name__ = "number"
 
 
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {value}")
+    return value
+
+
+_above_zero.__name__ = "number"
+
+
 def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pipeline", metavar="PIPELINE", help="a TOML file, or the name of a shipped pipeline")
     parser.add_argument(
@@ -247,7 +257,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a data set that build-pairs wrote")
     parser.add_argument("--reference", metavar="MODEL", help="also rewards, against this model")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
-    parser.add_argument("--beta", type=float, default=0.1, help="of the rewards and the loss (default: 0.1)")
+    parser.add_argument("--beta", type=_above_zero, default=0.1, help="of the rewards and the loss (default: 0.1)")
     parser.add_argument(
         "--max-length", type=_positive, default=1024, metavar="N", help="tokens of prompt and answer (default: 1024)"
     )

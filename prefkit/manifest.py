@@ -121,11 +121,15 @@ def write_text_atomically(path: Path, text: str, *, scratch: Path | None = None)
     The new content is first written in `scratch`, on the same file system; by default beside `path`.
     """
     temporary = (scratch or path.parent) / f"{path.name}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def file_sha256(path: Path) -> str:

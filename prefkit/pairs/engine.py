@@ -94,7 +94,8 @@ def perform(task: Task) -> None:
     except OSError as error:
         if task.folder.is_dir():  # another worker finished the same task first
             return
-        raise DataError(f"{error.filename or task.folder.parent}: {error.strerror or error}.") from error
+        what = error.strerror or f"cannot be written in whole ({error}). Is the disk full?"
+        raise DataError(f"{error.filename or task.folder.parent}: {what}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -9,9 +9,9 @@ Two questions, and two families of figures:
                 beta x (log-probability minus the reference's); before any training it is 0 everywhere, and accuracy
                 1/2.
 
-An exact tie counts half. Every accuracy comes with its 95 % Wilson interval, which takes pairs as independent: with
-several pairs a prompt it is somewhat too narrow. The same functions evaluate during training and serve `prefkit
-evaluate`.
+An exact tie counts half. Every accuracy comes with its 95 % Wilson interval over as many independent pairs as the
+pairs are worth: several pairs of one prompt count as fewer. The same functions evaluate during training and serve
+`prefkit evaluate`.
 """
 
 from __future__ import annotations
@@ -84,13 +84,17 @@ def evaluate(
             weights = policy.load(name, trust_remote_code=trust_remote_code)
             policy.check_fits(weights, words, store.counts["longest"])
             ready = policy.ready(weights, dtype=dtype)
-            return reference.compute(ready, examples, max_tokens, progress=progress, stage=stage)
+            found = reference.compute(ready, examples, max_tokens, progress=progress, stage=stage)
+            if not np.isfinite(found).all():
+                raise TrainError(f"{name}: its log-probabilities are not finite, so its weights are of no use.")
+            return found
 
         of_model = logps(model, "evaluating")
         of_reference = None if reference_model is None else logps(reference_model, "reference")
         origins = origin_columns(data, manifest, split, examples)
     of_pairs = None if of_reference is None else lambda p, r: sigmoid(p, r, beta=beta)
     figures = pair_figures(of_pairs, examples, of_model, of_reference)
+    prompts = prompt_of_pairs(examples)
     return {
         "model": str(model),
         "reference": None if reference_model is None else str(reference_model),
@@ -98,8 +102,8 @@ def evaluate(
         "data_hash": manifest.data_hash,
         "beta": None if reference_model is None else beta,
         "counts": store.counts,
-        **summary(figures, np.ones(len(examples.pairs()), dtype=bool)),
-        **{f"by_{name}": by_slice(figures, values) for name, values in origins.items()},
+        **summary(figures, prompts),
+        **{f"by_{name}": by_slice(figures, prompts, values) for name, values in origins.items()},
     }
 
 
@@ -124,27 +128,54 @@ def pair_figures(
     return {name: values.double().numpy() for name, values in columns.items()}
 
 
-def summary(figures: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, Any]:
-    """Means over the pairs that `chosen` selects; accuracies with the two ends of their 95 % interval."""
-    pairs = int(chosen.sum())
-    result: dict[str, Any] = {"pairs": pairs}
+def summary(figures: dict[str, np.ndarray], prompts: np.ndarray, chosen: np.ndarray | None = None) -> dict[str, Any]:
+    """Means over the pairs (that `chosen` selects); accuracies with the two ends of their 95 % interval.
+
+    `prompts` numbers the prompt of each pair.
+    """
+    everything = slice(None) if chosen is None else chosen
+    of_prompt = prompts[everything]
+    result: dict[str, Any] = {"pairs": len(of_prompt)}
     for name, values in figures.items():
-        result[name] = float(values[chosen].mean())
+        of_pairs = values[everything]
+        result[name] = float(of_pairs.mean())
         if "accuracies" in name:
-            result[f"{name}_low"], result[f"{name}_high"] = wilson(float(values[chosen].sum()), pairs)
+            ends = wilson(result[name], independent_pairs(of_pairs, of_prompt))
+            result[f"{name}_low"], result[f"{name}_high"] = ends
     return result
 
 
-def by_slice(figures: dict[str, np.ndarray], values: list[str]) -> dict[str, Any]:
+def by_slice(figures: dict[str, np.ndarray], prompts: np.ndarray, values: list[str]) -> dict[str, Any]:
     """`summary` of the pairs of each value, largest slice first."""
     array = np.array(values, dtype=object)
     names, counts = np.unique(array.astype(str), return_counts=True)
-    return {str(names[i]): summary(figures, array == names[i]) for i in np.argsort(-counts, kind="stable")}
+    return {str(names[i]): summary(figures, prompts, array == names[i]) for i in np.argsort(-counts, kind="stable")}
 
 
-def wilson(successes: float, trials: int) -> tuple[float, float]:
+def prompt_of_pairs(examples: Examples) -> np.ndarray:
+    """The number of each pair's prompt."""
+    counts = examples.counts()
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def independent_pairs(values: np.ndarray, prompts: np.ndarray) -> float:
+    """How many independent pairs would make a mean as certain as these do.
+
+    Pairs of one prompt tend to be right or wrong together. The binomial variance over the cluster-robust one (Liang
+    and Zeger 1986), at least 1, at most the number of pairs.
+    """
+    share = float(values.mean())
+    _, member = np.unique(prompts, return_inverse=True)
+    sums = np.bincount(member, values - share)
+    spread = float(sums @ sums)
+    if spread == 0:  # all alike
+        return float(len(sums))
+    return min(float(len(values)), max(1.0, share * (1 - share) * len(values) ** 2 / spread))
+
+
+def wilson(share: float, trials: float) -> tuple[float, float]:
     """95 % confidence interval of a proportion (Wilson 1927): sensible also near 0 and 1, and for few trials."""
-    share, z2 = successes / trials, Z_95 * Z_95
+    z2 = Z_95 * Z_95
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -132,15 +132,17 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             progress.update(
                 phase.name, done, loop.steps, f"loss {figures['loss']:.4f}, {speed['pairs_per_second']:.1f} pairs/s"
             )
-            last = done == loop.steps
+            last, stop = done == loop.steps, interrupted()
+            if last:
+                check_weights(loop)
             if last or (phase.eval_every and done % phase.eval_every == 0):
                 evaluate_now(loop, done)
-            if last or done % phase.checkpoint_every == 0 or interrupted():
+            if last or done % phase.checkpoint_every == 0 or stop:
                 kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length()}
                 del kept["step"]
                 folder = loop.job.out / phase.name / "checkpoints"
                 checkpoint.save(folder, done, loop.policy, loop.optimizer, kept, keep=phase.keep_checkpoints)
-            if interrupted():
+            if stop:
                 raise KeyboardInterrupt(
                     f"stopped after step {done} of {loop.steps} of {phase.name}; go on with --resume"
                 )
@@ -197,6 +199,12 @@ def check_start(loop: Loop, loss: float, results: list[BinLoss], step: Step) -> 
         )
 
 
+def check_weights(loop: Loop) -> None:
+    """The last update, which no later step would notice: TrainError if it spoilt the weights."""
+    if not all(bool(parameter.isfinite().all()) for parameter in loop.policy.trained().values()):
+        raise TrainError(f"{loop.phase.name}: the last step made weights that are not finite. Lower learning_rate.")
+
+
 def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> TrainError:
     """The error that names the pairs of a step whose loss or gradient is NaN or infinite."""
     examples = loop.train_set.examples
@@ -237,7 +245,7 @@ def evaluate_now(loop: Loop, step: int) -> None:
     logps = reference.compute(loop.policy, examples, loop.phase.max_tokens, progress=loop.job.progress, stage=stage)
     if isinstance(objective, Preference):
         figures = evaluate.pair_figures(objective.of_pairs, examples, logps, loop.tested.reference_logps)
-        result = evaluate.summary(figures, np.ones(len(examples.pairs()), dtype=bool))
+        result = evaluate.summary(figures, evaluate.prompt_of_pairs(examples))
     else:
         result = {"pairs": len(logps), "loss": float(-logps.sum(dtype=np.float64) / examples.lengths().sum())}
     loop.log.write(step, {f"eval_{name}": value for name, value in result.items()})

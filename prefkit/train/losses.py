@@ -3,8 +3,8 @@
 A loss maps the policy's log-probabilities of P pairs, and the reference's, to one value a pair. A function without
 a ``reference`` parameter needs no reference model, and none is run for it. Keyword-only parameters are the options
 of a pipeline file. Nothing here averages: the trainer divides by the number of pairs of the step, so the gradient
-is the same however the step is cut into bins. A loss whose value for one pair depends on the others (a sort, a
-running mean) is called once with all pairs of the step, and has the same signature.
+is the same however the step is cut into bins. A loss whose value for one pair depends on
+the others (a sort, a running mean) is refused.
 
 Symbols: for the chosen side, ``log pi`` is the summed log-probability of its completion tokens, ``L`` their number,
 ``c = log pi - log pi_ref`` the log-ratio; ``r`` is the same for the rejected side, and ``d = c - r``.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from prefkit import resolve
+from prefkit.errors import UsageError
 from prefkit.resolve import Call
 from prefkit.train.logps import pair_logps
 from prefkit.train.losses import LogProbs, LossOutput
@@ -60,7 +61,10 @@ class Preference:
     def of(cls, call: Call, sft_weight: float) -> Preference:
         """The loss that a pipeline file names."""
         takes_reference = "reference" in inspect.signature(resolve.load(call.address)).parameters
-        return cls(call.function(), takes_reference, sft_weight)
+        made = cls(call.function(), takes_reference, sft_weight)
+        if call.is_external:
+            check_per_pair(made, call.address)
+        return made
 
     def of_pairs(self, policy: LogProbs, reference: LogProbs | None) -> LossOutput:
         """The loss of each pair with the supervised term."""
@@ -81,6 +85,28 @@ class Preference:
             sums=torch.stack([columns[name].sum() for name in self.names]),
             expected=expected,
         )
+
+
+def check_per_pair(objective: Preference, address: str) -> None:
+    """UsageError for a loss that gives not one value a pair, or whose value of a pair depends on the other pairs.
+
+    Bins see a part of the step's pairs each, so such a loss would silently depend on `max_tokens`.
+    """
+
+    def of(pairs: slice) -> Tensor:
+        policy, reference = (
+            LogProbs(*(column[pairs] for column in (-base, -base.flip(0).sqrt(), base.round(), base.round() + 2)))
+            for base in (torch.linspace(20.0, 60.0, 6), torch.linspace(22.0, 55.0, 6))
+        )
+        return objective.of_pairs(policy, reference if objective.takes_reference else None).losses_P
+
+    try:
+        together, apart = of(slice(0, 6)), torch.cat([of(slice(0, 2)), of(slice(2, 6))])
+        fits = together.shape == (6,) and torch.allclose(together, apart)
+    except Exception as error:
+        raise UsageError(f"{address} failed on six pairs: {type(error).__name__}: {error}") from error
+    if not fits:
+        raise UsageError(f"{address}: a loss must give one value a pair, and the same whatever pairs are beside it.")
 
 
 @dataclass(frozen=True)

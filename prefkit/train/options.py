@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from prefkit import config, resolve
 from prefkit.config import Pipeline
@@ -28,6 +28,7 @@ from prefkit.train.policy import Dtype
 
 Count = Annotated[int, Ge(1)]
 NotNegative = Annotated[float, Ge(0)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 
 
@@ -40,7 +41,7 @@ class Model:
     tokenizer: str | dict[str, Any] | None = None  # path, name, or { vocab_size = … } to train one; default: model's
     chat_template: str | None = None  # a Jinja file, or a built-in name; default: the tokenizer's
     trust_remote_code: bool = False  # run Python code that comes with the model
-    seed: int = 0  # of random weights
+    seed: Seed = 0  # of random weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Phase:
     max_tokens: Count = 8192  # of a bin: memory and speed, never the result
     max_length: Annotated[int, Ge(0)] = 1024  # of prompt and completion together; 0: no limit
     max_length_policy: LengthPolicy = "truncate"  # truncate: cut the completion; drop the pair; error: stop
-    learning_rate: Annotated[float, Gt(0)] | None = None  # default: 1e-6 for preferences, 2e-5 for sft
+    learning_rate: Annotated[float, Gt(0), Le(1e6)] | None = None  # default: 1e-6 for preferences, 2e-5 for sft
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up; the last two fall to 0
     warmup: NotNegative = 0.1  # below 1: a fraction of the steps; else a number of steps
     epochs: Count = 1
@@ -68,7 +69,7 @@ class Phase:
     dtype: Dtype = "float32"  # of the computation; weights are always float32
     lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora; merged at the end of the phase
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third slower
-    seed: int = 0  # of the order of the data, and of LoRA
+    seed: Seed = 0  # of the order of the data, and of LoRA
     shuffle_window: Count = 16  # how many shards are shuffled together
     eval_every: Count | None = None  # steps between evaluations; at the beginning and the end in any case
     checkpoint_every: Count = 100  # steps between checkpoints
@@ -111,6 +112,8 @@ def check(pipeline: Pipeline, *, model: str | None = None) -> TrainOptions:
     if model is not None:
         model = str(Path(model).resolve()) if Path(model).is_dir() else model  # relative to here, not to the file
         given = {key: value for key, value in given.items() if key not in ("path", "config")} | {"path": model}
+        if isinstance(given.get("tokenizer"), dict):  # of the random start that the model replaces
+            del given["tokenizer"]
     checked = Model(**resolve.check("prefkit.train.options:Model", given, f"{where}: [model]").options)
     _check_model(checked, where)
     tables = config.tables(pipeline.table, "train", where)
@@ -154,14 +157,17 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, Call | Non
         lora = resolve.check("prefkit.train.policy:add_lora", phase.lora, f"{where}: lora").options
         phase = dataclasses.replace(phase, lora=lora)
     _check_name(phase.name, where)
+    if phase.warmup >= MIN_STEPS_OF_WARMUP and phase.warmup != int(phase.warmup):
+        raise UsageError(f"{where}: option warmup: {phase.warmup} is neither a fraction below 1 nor a number of steps.")
     if sft:
         return phase, None
     return phase, resolve.check(address, {key: value for key, value in table.items() if key in of_loss}, where)
 
 
 def warmup_steps(phase: Phase, steps: int) -> int:
-    """Steps of the warm-up: a fraction of all where `warmup` is below 1."""
-    return math.ceil(phase.warmup * steps) if phase.warmup < MIN_STEPS_OF_WARMUP else int(phase.warmup)
+    """Steps of the warm-up: a fraction of all where `warmup` is below 1. One step at least is left at the peak."""
+    wanted = math.ceil(phase.warmup * steps) if phase.warmup < MIN_STEPS_OF_WARMUP else int(phase.warmup)
+    return min(wanted, steps - 1)
 
 
 def _find_loss(objective: str, where: str) -> str:
@@ -185,6 +191,8 @@ def _check_model(model: Model, where: str) -> None:
             f'{where}: [model] config needs a tokenizer as well: tokenizer = "PATH", or '
             "{ vocab_size = 2048 } to train one."
         )
+    if model.path is not None and isinstance(model.tokenizer, dict):
+        raise UsageError(f"{where}: [model] has weights in path, which a tokenizer that is trained anew does not fit.")
     if isinstance(model.tokenizer, dict):
         resolve.check("prefkit.train.tokenizer:train_bpe", model.tokenizer, f"{where}: [model] tokenizer")
 

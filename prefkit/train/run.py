@@ -15,11 +15,8 @@ from, derives the reference from those, and only then puts the checkpoint into p
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,14 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefkit import __version__, resolve
 from prefkit import manifest as manifests
-from prefkit import resolve
 from prefkit.config import Pipeline
-from prefkit.errors import DataError, PrefkitError, TrainError, UsageError
+from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.resolve import Call
 from prefkit.train import chat, checkpoint, export, metrics, policy, reference, tokenizer
 from prefkit.train.chat import Tokenising
+from prefkit.train.claim import claimed
 from prefkit.train.loop import Job, Loop, ReferenceOf, SplitData, Tested, make_optimizer, run_steps
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import Preference, Supervised
@@ -67,13 +65,8 @@ def train(
     manifest = manifests.read(data)
     if not manifest.rows("train"):
         raise DataError(f"{data}: the train split has no pairs, so there is nothing to learn from.")
-    claim(out, options, manifest, max_steps, resume=resume)
-    try:
+    with claimed(out, options, manifest, max_steps, resume=resume):
         return run_phases(options, manifest, data, out, cache, max_steps, progress or Silent())
-    except PrefkitError:
-        if not (out / metrics.FILE_NAME).exists():
-            unclaim(out)  # a wrong model name, say, should not cost the user the folder
-        raise
 
 
 def run_phases(
@@ -116,44 +109,6 @@ def plan(options: TrainOptions, data: Path, *, max_steps: int | None = None) -> 
             }
         )
     return planned
-
-
-def claim(out: Path, options: TrainOptions, manifest: Manifest, max_steps: int | None, *, resume: bool) -> None:
-    """Make RUN this run's own; UsageError if it holds another run, or the same one and `resume` is not asked for."""
-    table = {"options": options.table(), "data_hash": manifest.data_hash, "max_steps": max_steps}
-    record = out / "run.json"
-    if record.exists():
-        if not resume:
-            raise UsageError(f"{out} already holds a run. Go on with --resume, or choose another --out.")
-        before = json.loads(record.read_text())
-        for key, old, new in differences(before, json.loads(json.dumps(table))):
-            raise UsageError(f"{out}: cannot resume, {key} was {old!r} and is now {new!r}. Choose another --out.")
-        return
-    if out.exists() and (not out.is_dir() or any(path.name != "cache" for path in out.iterdir())):
-        raise UsageError(f"{out} is not empty and holds no run of prefkit. Choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(record, json.dumps(table, indent=1) + "\n")
-
-
-def unclaim(out: Path) -> None:
-    """Undo `claim` for a run that did not begin; what is in its cache stays, as it will be found again."""
-    (out / "run.json").unlink()
-    shutil.rmtree(out / "tokenizer", ignore_errors=True)
-    if not any(out.iterdir()):
-        out.rmdir()
-
-
-def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ: dotted key (phases by name), old value, new value."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted({*old, *new}):
-            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (one, other) in enumerate(zip(old, new, strict=True)):
-            name = one.get("name", number) if isinstance(one, dict) else number
-            yield from differences(one, other, f"{key}.{name}")
-    elif old != new:
-        yield key, old, new
 
 
 def prepare_tokenizer(options: TrainOptions, data: Path, manifest: Manifest, out: Path) -> Any:
@@ -305,6 +260,6 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
         "eval_before": evaluations[0] if evaluations else None,
         "eval_after": evaluations[-1] if evaluations else None,
     }
-    card = export.model_card(job.options, job.manifest.data_hash, {name: report}, importlib.metadata.version("prefkit"))
+    card = export.model_card(job.options, job.manifest.data_hash, {name: report}, __version__)
     export.export(loop.policy, job.tokenizer, job.out / "model" if last else job.out / name / "model", card)
     write_text_atomically(job.out / name / "phase.json", json.dumps(report, indent=1) + "\n")

@@ -311,7 +311,7 @@ class Say(Silent):
 data, out = map(Path, sys.argv[1:3])
 phase = {"name": "dpo", "objective": "sigmoid", "learning_rate": 1e-3, "pairs_per_step": 2, "checkpoint_every": 3}
 try:
-    run.train(pipeline(data, phase), data=data, out=out, resume=True, progress=Say())
+    run.train(pipeline(data, phase), data=data, out=out, resume=out.exists(), progress=Say())
 except KeyboardInterrupt as stop:
     print(stop, flush=True)
     sys.exit(130)

@@ -1,0 +1,116 @@
+"""Whose folder RUN is: one run's alone, and one process's at a time.
+
+`run.json` says which run it is: its checked options and its data set. It is written before anything else; a second
+start on the folder is refused, and `--resume` compares. A run that fails before its first line of metrics, for
+whatever reason, gives the folder back, so that a wrong model name or an early Ctrl-C does not cost the user the name.
+`.lock` is held while a process trains there; the kernel lets it go however the process ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import UsageError
+from prefkit.manifest import Manifest, write_text_atomically
+from prefkit.train import metrics
+from prefkit.train.options import TrainOptions
+
+RECORD = "run.json"
+LOCK = ".lock"
+NOT_A_RUN = ("cache", LOCK, f"{RECORD}.tmp")  # what may stand in a folder that no run has claimed
+
+
+@contextmanager
+def claimed(
+    out: Path, options: TrainOptions, manifest: Manifest, max_steps: int | None, *, resume: bool
+) -> Iterator[None]:
+    """Hold RUN for this run; UsageError if it is another's, or the same one's and `resume` is not asked for.
+
+    A failure within, before there is a line of metrics, undoes what this call made; a claim of before stays.
+    """
+    table = {"options": options.table(), "data_hash": manifest.data_hash, "max_steps": max_steps}
+    _check_free(out, resume=resume)
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    with _only_process(out):
+        record = out / RECORD
+        new = not record.exists()
+        try:
+            if new:
+                write_text_atomically(record, json.dumps(table, indent=1) + "\n")
+            else:
+                _check_same(out, table, resume=resume)
+            yield
+        except BaseException:
+            if new and not has_metrics(out):
+                _unclaim(out, [phase.name for phase in options.phases], made)
+            raise
+
+
+def has_metrics(out: Path) -> bool:
+    """Whether the run has come to its first line of metrics."""
+    path = out / metrics.FILE_NAME
+    return path.exists() and path.stat().st_size > 0
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: dotted key (phases by name), old value, new value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            name = one.get("name", number) if isinstance(one, dict) else number
+            yield from differences(one, other, f"{key}.{name}")
+    elif old != new:
+        yield key, old, new
+
+
+@contextmanager
+def _only_process(out: Path) -> Iterator[None]:
+    with open(out / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{out}: another prefkit is training here.") from None
+        yield
+
+
+def _check_free(out: Path, *, resume: bool) -> None:
+    """UsageError unless a run may start in RUN, or go on there."""
+    if (out / RECORD).exists():
+        return  # `_check_same` says more, once the lock is held
+    if resume:
+        raise UsageError(f"{out}: nothing to resume, since it holds no run. Start one without --resume.")
+    if out.exists() and (not out.is_dir() or any(path.name not in NOT_A_RUN for path in out.iterdir())):
+        raise UsageError(f"{out} is not empty and holds no run of prefkit. Choose another --out.")
+
+
+def _check_same(out: Path, table: dict[str, Any], *, resume: bool) -> None:
+    """UsageError unless the run in RUN is to be resumed, and with the options that it was started with."""
+    if not resume:
+        raise UsageError(f"{out} already holds a run. Go on with --resume, or choose another --out.")
+    try:
+        before = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{out / RECORD}: damaged, so the run cannot be resumed. Choose another --out.") from error
+    for key, old, new in differences(before, json.loads(json.dumps(table))):
+        raise UsageError(f"{out}: cannot resume, {key} was {old!r} and is now {new!r}. Choose another --out.")
+
+
+def _unclaim(out: Path, phases: list[str], made: list[Path]) -> None:
+    """Undo the claim of a run that did not begin; what is in its cache stays, as it will be found again."""
+    for name in ("tokenizer", "tokenizer.tmp", *phases):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (metrics.FILE_NAME, f"{RECORD}.tmp", RECORD, LOCK):
+        (out / name).unlink(missing_ok=True)
+    for path in made:  # the innermost first; what was there before stays, empty or not
+        if any(path.iterdir()):
+            break
+        path.rmdir()
