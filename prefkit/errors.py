@@ -41,3 +41,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f' Did you mean "{near[0]}"?'
     return f" Known: {', '.join(known)}." if known else ""
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """What an error of another library says, on one line and not too long, to stand within a message of ours."""
+    text = " ".join(str(error).split())
+    said = text if text and isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    return said if len(said) <= longest else said[:longest] + "…"

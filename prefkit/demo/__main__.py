@@ -126,13 +126,13 @@ def show(models: dict[str, dict[str, Any]], console: Console) -> None:
 
 ROWS = {
     "pairs": "pairs",
-    "prefers the chosen answer (log-prob)": "logps/accuracies",
+    "finds chosen likelier": "logps/accuracies",
     "  per token": "logps/accuracies_per_token",
-    "reward accuracy against the SFT model": "rewards/accuracies",
-    "reward of chosen answers": "rewards/chosen",
-    "reward of rejected answers": "rewards/rejected",
+    "reward accuracy": "rewards/accuracies",
+    "reward of chosen": "rewards/chosen",
+    "reward of rejected": "rewards/rejected",
     "reward margin": "rewards/margins",
-    "judge's score of generated answers": "judge",
+    "judge's score of answers": "judge",
 }
 
 

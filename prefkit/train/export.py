@@ -13,7 +13,7 @@ from typing import Any
 
 from prefkit.train.checkpoint import whole_folder
 from prefkit.train.options import TrainOptions
-from prefkit.train.policy import Policy
+from prefkit.train.policy import Policy, own_config
 
 SHOWN = ("loss", "logps/accuracies", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
@@ -24,7 +24,7 @@ def export(policy: Policy, tokenizer: Any, target: Path, card: str) -> None:
     A policy with an adapter is merged, and so spent.
     """
     model = policy.model
-    with whole_folder(target) as folder:
+    with whole_folder(target) as folder, own_config(model):
         if policy.has_adapter:
             model.save_pretrained(folder / "adapter")
             model = model.merge_and_unload()

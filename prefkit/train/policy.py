@@ -5,8 +5,8 @@ passes under autocast: matrix products in bfloat16, sums and losses in float32. 
 DPO updates, since at a learning rate of 1e-6 a step is smaller than bfloat16's resolution of three digits. The price
 is memory: 16 bytes a trained parameter with AdamW.
 
-Dropout is switched off wherever the model has any, as TRL does by default: with it, policy and reference would differ
-in noise before the first step. LoRA's own dropout is an option, and honoured.
+Dropout and router noise are switched off wherever the model has any, as TRL does by default: with it, policy and
+reference would differ in noise before the first step. LoRA's own dropout is an option, and honoured.
 
 Models come as safetensors only, so loading one runs no code; code that comes with a model runs only if
 `trust_remote_code` says so.
@@ -26,10 +26,10 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from prefkit.errors import TrainError, UsageError, did_you_mean
+from prefkit.errors import TrainError, UsageError, did_you_mean, one_line
 from prefkit.train import attention
 from prefkit.train.hub import local_files_only
 from prefkit.train.logps import check_head, padded_token_logps, sequence_sums, token_logps
@@ -69,14 +69,42 @@ def quiet_transformers() -> None:
 
 
 def load(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """A causal language model in float32, by name or path; TrainError where there is none, or none as safetensors."""
+    """A causal language model in float32, by name or path.
+
+    TrainError where there is none, none as safetensors, one whose weights are not all there, or only an adapter.
+    """
+    adapter = f'model "{name}" is a LoRA adapter, not a model: merge it into its base model first.'
+    if (Path(name) / "adapter_config.json").exists():
+        raise TrainError(adapter)
     local = local_files_only(name)
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": local}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what it reports of missing weights becomes an error below
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=local
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # and refused below
+            **options,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainError(f'model "{name}" cannot be loaded: {str(error).strip().splitlines()[0]}') from error
+    except Exception as error:  # broken files make transformers, safetensors and code of the model raise anything
+        raise TrainError(f'model "{name}" cannot be loaded: {one_line(error)}') from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise TrainError(adapter)
+    _check_all_loaded(name, found)
+    return model
+
+
+def _check_all_loaded(name: str | Path, found: dict[str, Any]) -> None:
+    """TrainError if transformers made up weights that the files lack; a tied head is none of them."""
+    mismatched = [entry[0] for entry in found["mismatched_keys"]]
+    for what, keys in (("are missing", found["missing_keys"]), ("have another shape", mismatched)):
+        if keys:
+            shown = ", ".join(sorted(keys)[:4]) + (" …" if len(keys) > 4 else "")
+            raise TrainError(f'model "{name}" cannot be loaded: {len(keys)} of its weights {what}: {shown}.')
 
 
 def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
@@ -87,7 +115,7 @@ def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
         raise UsageError('[model] config: model_type is missing, for example config = { model_type = "llama", … }.')
     try:
         known = AutoConfig.for_model(model_type)
-    except ValueError as error:
+    except Exception as error:
         raise UsageError(f'[model] config: transformers knows no model_type "{model_type}".') from error
     for key in options:
         if key not in known.to_dict():
@@ -95,7 +123,17 @@ def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
     special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     torch.manual_seed(seed)
     settings = {"vocab_size": len(tokenizer), **special, **options}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), dtype=torch.float32)
+    try:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), dtype=torch.float32)
+    except Exception as error:  # each architecture checks its values in its own way, or trips over them
+        unknown = error.args[0] if isinstance(error, KeyError) and error.args else None
+        of = [
+            f'{key} = "{unknown}"'
+            for key, value in options.items()
+            if isinstance(unknown, str) and unknown in str(value)
+        ]
+        reason = f"it knows no {of[0]}" if of else one_line(error)
+        raise UsageError(f"[model] config: no {model_type} can be made of these values: {reason}") from error
 
 
 def ready(model: Any, *, dtype: Dtype, gradient_checkpointing: bool = False) -> Policy:
@@ -103,12 +141,13 @@ def ready(model: Any, *, dtype: Dtype, gradient_checkpointing: bool = False) -> 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     without_dropout(model)
     check_head(model)
+    _check_no_noise(model.to(device))
     padded_because = attention.supports(model)
     if padded_because is None:
         attention.enable(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model.to(device), device, dtype, padded_because)
+    return Policy(model, device, dtype, padded_because)
 
 
 def frozen_copy(policy: Policy) -> Policy:
@@ -128,13 +167,57 @@ def adapter_off(policy: Policy) -> Iterator[Policy]:
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Set every dropout rate of the modules to 0; the saved configuration keeps the model's own."""
+    """Set every rate of dropout and of router noise to 0, of the modules and of the configurations that they read.
+
+    What the configurations had is kept in the model, for `own_config` to put back while it is saved or hashed.
+    """
+    configs: dict[int, Any] = {}
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
+            if _is_noise(name, value):
                 setattr(module, name, 0.0)
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            configs[id(config)] = config
+    kept = [(config, key, value) for config in configs.values() for key, value in vars(config).items()]
+    kept = [(config, key, value) for config, key, value in kept if _is_noise(key, value) and value]
+    for config, key, _ in kept:
+        setattr(config, key, 0.0)
+    before: list[tuple[Any, str, float]] = getattr(model, "prefkit_noise", [])
+    vars(model)["prefkit_noise"] = [*before, *kept]
+
+
+def _is_noise(name: str, value: Any) -> bool:
+    return ("drop" in name or "jitter" in name) and isinstance(value, float)
+
+
+@contextlib.contextmanager
+def own_config(model: Any) -> Iterator[None]:
+    """Within, the model's configuration has the rates of dropout that it came with."""
+    kept = getattr(model, "prefkit_noise", [])
+    for config, key, value in kept:
+        setattr(config, key, value)
+    try:
+        yield
+    finally:
+        for config, key, _ in kept:
+            setattr(config, key, 0.0)
+
+
+@torch.no_grad()
+def _check_no_noise(model: Any) -> None:
+    """TrainError if the model still computes something else in training than in evaluation."""
+    tokens = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    training = model.training
+    learning, still = (model.train(mode)(input_ids=tokens, use_cache=False).logits.float() for mode in (True, False))
+    model.train(training)
+    if not torch.allclose(learning, still, rtol=1e-4, atol=1e-4 * still.abs().max().item(), equal_nan=True):
+        raise TrainError(
+            f"{type(model).__name__} computes something else in training than in evaluation, although dropout is off: "
+            "policy and reference would differ in noise. Switch it off in the model's config.json."
+        )
 
 
 def add_lora(
@@ -148,6 +231,7 @@ def add_lora(
 ) -> Policy:
     """LoRA (arXiv:2106.09685): the weights stay frozen, low-rank updates of `target_modules` learn."""
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(
         r=r,
@@ -157,17 +241,31 @@ def add_lora(
         use_rslora=use_rslora,
         task_type="CAUSAL_LM",
     )
+    shared = _shared_weight(policy.model)
     try:
         model = get_peft_model(policy.model, config)
-    except ValueError as error:
-        raise TrainError(f"lora: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a pattern that is none, modules that are not there or cannot be adapted
+        raise TrainError(f"lora: target_modules = {target_modules!r} cannot be used: {one_line(error)}") from error
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and getattr(layer.get_base_layer(), "weight", None) is shared is not None:
+            raise TrainError(
+                f"lora: target_modules = {target_modules!r} includes the embedding or the head, which share one "
+                "weight in this model: merged, the adapter of one would change the other. Leave them out."
+            )
     return Policy(model, policy.device, policy.dtype, policy.padded_because)
+
+
+def _shared_weight(model: Any) -> Any:
+    """The weight that input embedding and head have in common, None if each has its own."""
+    entrance, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return entrance.weight if head is not None and head.weight is entrance.weight else None
 
 
 def weights_hash(model: Any) -> str:
     """SHA-256 over configuration and weights: what log-probabilities of this model depend on."""
     unrelated = ("_name_or_path", "transformers_version", "dtype", "architectures")
-    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in unrelated}
+    with own_config(model):
+        config = {key: value for key, value in model.config.to_diff_dict().items() if key not in unrelated}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from prefkit.errors import TrainError, UsageError
-from prefkit.train import policy, tokenizer
+from prefkit.train import export, policy, tokenizer
 from prefkit.train.pack import Sequence, build_tree, collate
 from tests.train.conftest import make_model
 from tests.train.datasets_for_tests import TINY, toy_pairs, write_data_set
@@ -83,7 +84,8 @@ def test_dropout_is_off_and_the_configuration_keeps_it():
     ready.model.train()
     with torch.no_grad():
         assert torch.equal(ready.sequence_logps(tiny_bin()), ready.sequence_logps(tiny_bin()))
-    assert model.config.attn_pdrop == 0.1
+    with policy.own_config(model):
+        assert model.config.attn_pdrop == 0.1
     llama = make_model("Llama", attention_dropout=0.5)
     ready = policy.ready(llama, dtype="float32")
     ready.model.train()
@@ -128,3 +130,87 @@ def test_weights_hash_sees_every_weight_and_the_configuration():
         list(model.parameters())[-1].view(-1)[-1] += 1e-3
     assert policy.weights_hash(model) != before
     assert policy.weights_hash(make_model("Mistral")) != policy.weights_hash(make_model("Mistral", sliding_window=7))
+
+
+NOISY = {"Falcon": {"hidden_dropout": 0.3, "attention_dropout": 0.2}, "Mixtral": {"router_jitter_noise": 0.3}}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_that_is_read_from_the_configuration_is_off(tmp_path, words, name):
+    model = make_model(name, **NOISY[name])
+    before = policy.weights_hash(model)
+    ready = policy.ready(model, dtype="float32")
+    ready.model.train()
+    with torch.no_grad():
+        assert torch.equal(ready.sequence_logps(tiny_bin()), ready.sequence_logps(tiny_bin()))
+    assert policy.weights_hash(model) == before
+    export.export(ready, words, tmp_path / "model", "")
+    saved = transformers.AutoConfig.from_pretrained(tmp_path / "model").to_dict()
+    assert {key: saved[key] for key in NOISY[name]} == NOISY[name]
+
+
+def test_noise_that_cannot_be_switched_off_is_refused():
+    model = make_model("Llama")
+    model.model.norm.register_forward_hook(lambda module, _, out: out + module.training * torch.randn_like(out))
+    with pytest.raises(TrainError, match="LlamaForCausalLM computes something else in training"):
+        policy.ready(model, dtype="float32")
+
+
+def test_missing_and_misshapen_weights_are_refused(tmp_path):
+    make_model("Qwen3").save_pretrained(tmp_path)  # its head is tied, and so not in the file
+    policy.load(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    taken = weights.pop(name)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(TrainError, match=rf"1 of its weights are missing: {name}"):
+        policy.load(tmp_path)
+    save_file({**weights, name: taken[:8].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(TrainError, match=rf"1 of its weights have another shape: {name}"):
+        policy.load(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 5, 2000])
+def test_truncated_weights_are_one_sentence(tmp_path, size):
+    make_model("Llama").save_pretrained(tmp_path)
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.truncate(size)
+    with pytest.raises(TrainError, match=r"cannot be loaded: .+") as caught:
+        policy.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_are_not_models(tmp_path):
+    ready = policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), r=2)
+    ready.model.save_pretrained(tmp_path)
+    with pytest.raises(TrainError, match="merge it into its base model first"):
+        policy.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", "x", "hidden_size"),
+        ("num_attention_heads", 3, r"\(32\) is not a multiple"),
+        ("hidden_act", "foo", 'it knows no hidden_act = "foo"'),
+        ("rope_parameters", {"rope_type": "foo"}, 'it knows no rope_parameters = "foo"'),
+    ],
+)
+def test_impossible_configurations_are_one_sentence(words, key, value, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        policy.create({**TINY, key: value}, words, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_lora_of_tied_weights_is_refused(target):
+    modules = [target, "q_proj"]
+    with pytest.raises(TrainError, match="share one weight"):
+        policy.add_lora(policy.ready(make_model("Qwen3"), dtype="float32"), target_modules=modules)
+    policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), target_modules=modules)
+
+
+def test_lora_of_a_broken_pattern_is_refused():
+    with pytest.raises(TrainError, match=r"lora: target_modules = '\('"):
+        policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), target_modules="(")
