@@ -2,7 +2,7 @@
 
 RUN/<phase>/checkpoints/step-00000100/ holds `weights.safetensors` (the parameters that learn: all, or the LoRA
 adapter), `optimizer.safetensors` (AdamW's two moments and step count of each), and `state.json` (the step, the
-counters, the length of the metrics log, the hash of the weights that the phase started from). Schedule, order of the
+counters, the length of the metrics log, and hashes of what the phase was made from: start weights, tokens). Schedule, order of the
 data and reference are functions of the options and the step, so nothing else is needed; the random state goes along
 for LoRA's dropout. A folder is written under another name, flushed to disk, and renamed: one that has its name is
 complete. Only tensors and JSON are read back, never pickles.
@@ -10,17 +10,20 @@ complete. Only tensors and JSON are read back, never pickles.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from prefkit.errors import TrainError, one_line
 from prefkit.train.policy import Policy
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -33,15 +36,31 @@ def whole_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            _flush(path)
+        with _naming(target):
+            yield temporary
+            for path in temporary.rglob("*"):
+                _flush(path)
         if target.exists():
-            shutil.rmtree(target)
+            _remove(target)
         temporary.rename(target)
         _flush(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """A full disk is one sentence with the path: Rust libraries say it as any exception, Python may leave out where."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
+    except Exception as error:
+        if "os error" in str(error):
+            raise TrainError(f"{target}: cannot be written: {one_line(error)}") from error
         raise
 
 
@@ -66,7 +85,25 @@ def save(
         save_file({**moments, **random}, target / "optimizer.safetensors")
         (target / "state.json").write_text(json.dumps({"step": step, **state}))
     for old in _finished(folder)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def settle(folder: Path, note: Callable[[str], None]) -> None:
+    """Before going on: delete what a crash left half-written, and put a damaged newest checkpoint aside, aloud.
+
+    TrainError if there are checkpoints, and all are damaged.
+    """
+    for leftover in folder.glob("*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    found = _finished(folder)
+    damaged = list(itertools.takewhile(lambda path: not _usable(path), reversed(found)))
+    if found and damaged == found[::-1]:
+        raise TrainError(
+            f"{found[-1]}: damaged, and no earlier checkpoint is whole. Delete it to begin the phase again."
+        )
+    for path in damaged:
+        path.rename(path.with_name(f"damaged-{path.name}"))
+        note(f"{path}: damaged, so training goes on from the checkpoint before.")
 
 
 def latest_state(folder: Path) -> dict[str, Any] | None:
@@ -93,6 +130,26 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> N
     torch.set_rng_state(tensors["random_state"])
     if policy.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda_random_state"])
+
+
+def _usable(path: Path) -> bool:
+    """Whether the files of a checkpoint are whole, as far as their headers tell."""
+    try:
+        json.loads((path / "state.json").read_text())["step"]
+        for name in ("weights.safetensors", "optimizer.safetensors"):
+            with safe_open(path / name, "pt") as file:
+                file.keys()
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder under another name, so that it never stands there half."""
+    doomed = path.with_name(f"{path.name}.old.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _finished(folder: Path) -> list[Path]:

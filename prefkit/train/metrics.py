@@ -24,6 +24,8 @@ from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from prefkit.errors import TrainError
+
 TIMING = ("pairs_per_second", "tokens_per_second")
 FILE_NAME = "metrics.jsonl"
 
@@ -33,8 +35,13 @@ class Log:
 
     def __init__(self, out: Path, phase: str, *, length: int, first_step: int) -> None:
         """Continue the log from `length` bytes; what stands behind was written after the checkpoint and is cut off."""
+        path = out / FILE_NAME
+        if length and (not path.exists() or path.stat().st_size < length):
+            raise TrainError(
+                f"{path}: shorter than the checkpoint says, so the run cannot go on. Choose another --out."
+            )
         self._phase = phase
-        self._file = open(out / FILE_NAME, "ab")  # noqa: SIM115 (closed by close())
+        self._file = open(path, "ab")  # noqa: SIM115 (closed by close())
         self._file.truncate(length)
         self._events = SummaryWriter(str(out / phase), purge_step=first_step)
 
@@ -51,7 +58,7 @@ class Log:
         """Bytes written so far, after making sure that they are on the disk."""
         os.fsync(self._file.fileno())
         self._events.flush()
-        return self._file.tell()
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         self._file.close()

@@ -15,6 +15,7 @@ from, derives the reference from those, and only then puts the checkpoint into p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from contextlib import nullcontext
@@ -84,10 +85,13 @@ def run_phases(
     words = prepare_tokenizer(options, data, manifest, out)
     cache = chat.cache_folder(data, cache, out / "cache")
     job = Job(options, data, manifest, out, cache, words, max_steps, progress)
-    for number, phase in enumerate(options.phases):
-        if not (out / phase.name / "phase.json").exists():
+    finished = {phase.name: out / phase.name / "phase.json" for phase in options.phases}
+    for number, (name, file) in enumerate(finished.items()):
+        if file.exists():
+            check_unchanged(job, name, json.loads(file.read_text())["made_from"], vocabulary(job))
+        else:
             run_phase(job, number)
-    reports = {p.name: json.loads((out / p.name / "phase.json").read_text()) for p in options.phases}
+    reports = {name: json.loads(file.read_text()) for name, file in finished.items()}
     return {"model": str(out / "model"), "phases": reports}
 
 
@@ -162,19 +166,22 @@ def run_phase(job: Job, number: int) -> None:
     now = policy.ready(start, dtype=phase.dtype, gradient_checkpointing=phase.gradient_checkpointing)
     if now.padded_because:
         job.progress.note(f"{phase.name}: padded batches, not token trees, since {now.padded_because}.")
-    weights = policy.weights_hash(start)
+    made_from = {
+        "the model it started from": policy.weights_hash(start),
+        **vocabulary(job),
+        "the tokens of train": train_set.store.key,
+        "the tokens of test": test_set and test_set.store.key,
+    }
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
     now, of_train, of_test = with_reference(job, phase, objective, now, train_set, test_set, prompts)
     optimizer = make_optimizer(now, phase)
+    checkpoint.settle(folder / "checkpoints", job.progress.note)
     state = checkpoint.latest_state(folder / "checkpoints")
     if state is None:
-        state = {"step": 0, "num_tokens": 0, "metrics_bytes": finished_bytes(job, number), "start_weights": weights}
+        state = {"step": 0, "num_tokens": 0, "metrics_bytes": finished_bytes(job, number), "made_from": made_from}
     else:
-        if state["start_weights"] != weights:
-            raise TrainError(
-                f"{job.out}: the model that phase {phase.name} started from has changed since. Choose another --out."
-            )
+        check_unchanged(job, phase.name, state["made_from"], made_from)
         checkpoint.restore(folder / "checkpoints", now, optimizer)
     log = metrics.Log(job.out, phase.name, length=state["metrics_bytes"], first_step=state["step"] + 1)
     tested = None if test_set is None else Tested(objective, test_set.examples, of_test)
@@ -185,6 +192,24 @@ def run_phase(job: Job, number: int) -> None:
     finally:
         log.close()
     finish(loop, number, bytes_written)
+
+
+def vocabulary(job: Job) -> dict[str, Any]:
+    """What all phases must have in common besides options and data: hashes of chat template and tokenizer."""
+    template = json.dumps(job.tokenizer.chat_template, sort_keys=True).encode()
+    return {
+        "the chat template": hashlib.sha256(template).hexdigest(),
+        "the tokenizer": chat.tokenizer_hash(job.tokenizer),
+    }
+
+
+def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """TrainError if something that a phase was made from is another one now, though the options are the same."""
+    for what, value in now.items():
+        if before[what] != value:
+            raise TrainError(
+                f"{job.out}: cannot resume, {what} of phase {name} has changed since. Choose another --out."
+            )
 
 
 def open_split(job: Job, phase: Phase, loss: Call | None, split: str, model: Any) -> SplitData:
@@ -255,6 +280,7 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
     report = {
         "steps": loop.steps,
         "metrics_bytes": metrics_bytes,
+        "made_from": vocabulary(job),
         "tokens": loop.train_set.store.counts,
         "last_step": next((line for line in reversed(lines) if "loss" in line), None),
         "eval_before": evaluations[0] if evaluations else None,

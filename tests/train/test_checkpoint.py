@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from prefkit.errors import TrainError
 from prefkit.train import checkpoint, policy
 from tests.train.conftest import make_model
 
@@ -84,3 +85,33 @@ def test_whole_folder_replaces_at_once(tmp_path):
         (folder / "new").write_text(json.dumps({}))
     assert [p.name for p in target.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "optimizer.safetensors"])
+def test_damaged_one_is_put_aside_aloud(tmp_path, file):
+    now, optimizer = ready()
+    for number in (1, 2):
+        step(now, optimizer)
+        checkpoint.save(tmp_path, number, now, optimizer, {}, keep=2)
+    (tmp_path / "step-00000001.old.tmp").mkdir()  # a kill -9 while it was deleted
+    with open(tmp_path / "step-00000002" / file, "r+b") as damaged:
+        damaged.truncate(9)
+    notes = []
+    checkpoint.settle(tmp_path, notes.append)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged-step-00000002", "step-00000001"]
+    assert len(notes) == 1
+    assert "step-00000002: damaged" in notes[0]
+    checkpoint.restore(tmp_path, now, optimizer)
+    (tmp_path / "step-00000001" / file).unlink()
+    with pytest.raises(TrainError, match="step-00000001: damaged, and no earlier"):
+        checkpoint.settle(tmp_path, notes.append)
+
+
+def test_rust_libraries_full_disk_is_one_sentence(tmp_path):
+    with pytest.raises(TrainError, match="model: cannot be written: .*No space left"):
+        with checkpoint.whole_folder(tmp_path / "model"):
+            raise Exception("No space left on device (os error 28)")
+    with pytest.raises(OSError, match="No space left") as caught, checkpoint.whole_folder(tmp_path / "model"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "model")
+    assert not list(tmp_path.iterdir())

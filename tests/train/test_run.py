@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,6 +299,67 @@ def test_changed_start_model_is_refused_on_resume(data, tmp_path):
     model.save_pretrained(base)
     with pytest.raises(TrainError, match="has changed since"):
         run.train(table, data=data, out=tmp_path / "r", resume=True)
+
+
+def test_changed_chat_template_or_tokenizer_is_refused_on_resume(data, tmp_path):
+    trained(data, tmp_path / "base", SFT, max_steps=1)
+    base, template = tmp_path / "base" / "model", tmp_path / "t.jinja"
+    before = AutoTokenizer.from_pretrained(base).chat_template
+    template.write_text(before)
+    table = pipeline(
+        data, {**SFT, "max_steps": 2}, {**DPO, "checkpoint_every": 1}, path=str(base), chat_template=str(template)
+    )
+    for name, step in (("checkpoint", 3), ("phase", 1)):  # of the second phase; of the first alone
+        out = tmp_path / name
+        with pytest.raises(Killed):
+            run.train(table, data=data, out=out, progress=KillAt(step))
+        if name == "phase":
+            shutil.rmtree(out / "dpo")
+        template.write_text("Please. " + before)
+        with pytest.raises(TrainError, match="the chat template of phase .* has changed since"):
+            run.train(table, data=data, out=out, resume=True)
+        template.write_text(before)
+    words = AutoTokenizer.from_pretrained(base)
+    words.add_tokens(["yes"])
+    words.save_pretrained(base)
+    with pytest.raises(TrainError, match="the tokenizer of phase sft has changed since"):
+        run.train(table, data=data, out=tmp_path / "checkpoint", resume=True)
+
+
+def test_lost_metrics_are_not_made_up(data, tmp_path):
+    table = pipeline(data, {**DPO, "checkpoint_every": 1})
+    with pytest.raises(Killed):
+        run.train(table, data=data, out=tmp_path / "r", progress=KillAt(3))
+    with open(tmp_path / "r" / "metrics.jsonl", "r+b") as file:
+        file.truncate(10)
+    with pytest.raises(TrainError, match=r"metrics\.jsonl: shorter than the checkpoint says"):
+        run.train(table, data=data, out=tmp_path / "r", resume=True)
+    assert (tmp_path / "r" / "metrics.jsonl").stat().st_size == 10
+
+
+def limit_file_size():
+    """A disk that takes no more than 60 kB a file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+
+@pytest.mark.slow
+def test_a_full_disk(data, tmp_path):
+    file, out = tmp_path / "p.toml", tmp_path / "r"
+    model = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
+    file.write_text(
+        f"[model]\ntokenizer = {{ vocab_size = 400 }}\n[model.config]\n{model}\n"
+        '[[train]]\nname = "dpo"\nobjective = "sigmoid"\nmax_steps = 2\n'
+    )
+    command = [sys.executable, "-m", "prefkit", "train", str(file), "--data", str(data), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_file_size)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "arge" in done.stderr.splitlines()[-1], done.stderr  # File too large
+    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("step-*"))
+    assert not list(out.rglob("*.safetensors"))
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
 
 
 SCRIPT = """
