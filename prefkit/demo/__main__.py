@@ -99,7 +99,7 @@ def test_prompts(data: Path) -> list[str]:
 def judged(model: Path, prompts: Sequence[str]) -> dict[str, Any]:
     """Mean score of sampled answers, its 95 % interval (normal, over prompts), and a few answers to look at."""
     from prefkit.train import policy, tokenizer
-    from prefkit.train.evaluate import generate
+    from prefkit.train.generate import generate
 
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     words = tokenizer.load_tokenizer(model)

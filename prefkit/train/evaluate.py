@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 import torch
 
 from prefkit import manifest as manifests
-from prefkit.errors import DataError, TrainError, UsageError
+from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest
 from prefkit.train import chat, policy, reference, tokenizer
-from prefkit.train.chat import LengthPolicy, Message, Tokenising
+from prefkit.train.chat import LengthPolicy, Tokenising
 from prefkit.train.losses import LogProbs, LossOutput, sigmoid
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import per_pair, preferred
@@ -84,10 +84,7 @@ def evaluate(
             weights = policy.load(name, trust_remote_code=trust_remote_code)
             policy.check_fits(weights, words, store.counts["longest"])
             ready = policy.ready(weights, dtype=dtype)
-            found = reference.compute(ready, examples, max_tokens, progress=progress, stage=stage)
-            if not np.isfinite(found).all():
-                raise TrainError(f"{name}: its log-probabilities are not finite, so its weights are of no use.")
-            return found
+            return finite(reference.compute(ready, examples, max_tokens, progress=progress, stage=stage), str(name))
 
         of_model = logps(model, "evaluating")
         of_reference = None if reference_model is None else logps(reference_model, "reference")
@@ -105,6 +102,13 @@ def evaluate(
         **summary(figures, prompts),
         **{f"by_{name}": by_slice(figures, prompts, values) for name, values in origins.items()},
     }
+
+
+def finite(logps: np.ndarray, name: str) -> np.ndarray:
+    """The log-probabilities as they are; TrainError for a model that gives none."""
+    if not np.isfinite(logps).all():
+        raise TrainError(f"{name}: its log-probabilities are not finite, so its weights are of no use.")
+    return logps
 
 
 def pair_figures(
@@ -194,55 +198,6 @@ def origin_columns(data: Path, manifest: Manifest, split: str, examples: Example
 def splits(manifest: Manifest) -> str:
     """The splits that a data set has, for a message."""
     return ", ".join(dict.fromkeys(shard.split for shard in manifest.shards if shard.split != "rejects"))
-
-
-@torch.no_grad()
-def generate(
-    model: Any,
-    words: Any,
-    prompts: Iterable[list[Message]],
-    *,
-    max_new_tokens: int = 256,
-    batch_size: int = 32,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[str]:
-    """A model's answer to each prompt, with its own chat template; `words` is the model's tokenizer.
-
-    Greedy at temperature 0, else sampled with `seed`. Prompts of similar length go through together, padded on the
-    left, with transformers' own attention.
-    """
-    if max_new_tokens < 1:
-        raise UsageError("max_new_tokens must be at least 1.")
-    model.set_attn_implementation("sdpa")
-    training = model.training
-    model.eval()
-    tokens = chat.encode(words, list(prompts), open_turn=True)
-    pad = words.pad_token_id if words.pad_token_id is not None else words.eos_token_id
-    answers = [""] * len(tokens)
-    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    torch.manual_seed(seed)
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    for first in range(0, len(order), batch_size):
-        members = order[first : first + batch_size]
-        width = len(tokens[members[-1]])
-        ids = torch.full((len(members), width), pad)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(members):
-            ids[row, width - len(tokens[i]) :] = torch.from_numpy(tokens[i].astype(np.int64))
-            mask[row, width - len(tokens[i]) :] = 1
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            **how,
-            pad_token_id=pad,
-            eos_token_id=model.generation_config.eos_token_id or words.eos_token_id,
-        )
-        for row, i in enumerate(members):
-            answers[i] = words.decode(output[row, width:], skip_special_tokens=True).strip()
-    model.train(training)
-    return answers
 
 
 def render(result: dict[str, Any], console: Any) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.errors import DataError, TrainError
-from prefkit.train import evaluate, run
+from prefkit.train import evaluate, generate, run
 from tests.train.datasets_for_tests import pair, pipeline, toy_pairs, write_data_set
 
 
@@ -115,8 +115,8 @@ def test_generation_does_not_depend_on_the_batch(trained):
     _, _, folder, _, rows = trained
     model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     prompts = [row["prompt"] for row in rows]
-    together = evaluate.generate(model, words, prompts, max_new_tokens=12)
-    assert together == evaluate.generate(model, words, prompts, max_new_tokens=12, batch_size=1)
+    together = generate.generate(model, words, prompts, max_new_tokens=12)
+    assert together == generate.generate(model, words, prompts, max_new_tokens=12, batch_size=1)
     ids = words.apply_chat_template(prompts[0], add_generation_prompt=True, return_dict=True)["input_ids"]
     with torch.no_grad():
         for _ in range(12):

@@ -1,0 +1,68 @@
+"""Answers of a model to prompts, through transformers' own generation: for looking at them, and for judges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefkit.errors import UsageError
+from prefkit.train import chat
+from prefkit.train.chat import Message
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    words: Any,
+    prompts: Iterable[list[Message]],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """A model's answer to each prompt, with its own chat template; `words` is the model's tokenizer.
+
+    Greedy at temperature 0, else sampled with `seed`. Prompts of similar length go through together, padded on the
+    left, with transformers' own attention.
+    """
+    if max_new_tokens < 1:
+        raise UsageError("max_new_tokens must be at least 1.")
+    model.set_attn_implementation("sdpa")
+    training = model.training
+    model.eval()
+    tokens = chat.encode(words, list(prompts), open_turn=True)
+    answers = [""] * len(tokens)
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0}
+    how = sampling if temperature else {"do_sample": False}
+    torch.manual_seed(seed)
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    for first in range(0, len(order), batch_size):
+        members = order[first : first + batch_size]
+        found = _batch(model, words, [tokens[i] for i in members], max_new_tokens=max_new_tokens, **how)
+        for i, answer in zip(members, found, strict=True):
+            answers[i] = answer
+    model.train(training)
+    return answers
+
+
+def _batch(model: Any, words: Any, prompts: list[np.ndarray], **how: Any) -> list[str]:
+    """Answers to prompts that are padded on the left to the longest of them."""
+    pad = words.pad_token_id if words.pad_token_id is not None else words.eos_token_id
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask[row, width - len(prompt) :] = 1
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        pad_token_id=pad,
+        eos_token_id=model.generation_config.eos_token_id or words.eos_token_id,
+        **how,
+    )
+    return [words.decode(row[width:], skip_special_tokens=True).strip() for row in output]
