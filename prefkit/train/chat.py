@@ -1,12 +1,8 @@
 """Chat template and tokenizer: shards -> a token store that training reads by memory map.
 
 How it works. Each shard is read in batches; every conversation is rendered by the model's own chat template, each
-distinct text of a batch is tokenised once (by the tokenizer's own threads), and one Arrow file a shard is written, a
-row a prompt:
-
-    sequences   list<struct<tokens, start, row>>      distinct; tokens[start:] is the completion; row is in the shard
-    pairs       list<struct<row, chosen, rejected>>   two positions in `sequences`; empty for supervised fine-tuning
-    tree_tokens int32                                 tokens of the prompt's token tree: what the trainer will compute
+distinct text of a batch is tokenised once (by the tokenizer's own threads), and one file a shard is written, a row a
+prompt (`prefkit.train.store`).
 
 The store stands in a folder named by the hash of all it depends on: the shards' bytes, the tokenizer, the template,
 the length rule. A folder with `store.json` is complete; without it, its finished files are kept and the rest is
@@ -15,7 +11,7 @@ written.
 The boundary between prompt and completion is TRL's: the prompt (with the generation prompt) and both full
 conversations are tokenised apart, and the completion starts where the shorter of the two common token prefixes ends.
 Rendered text is tokenised with `add_special_tokens=False`, since the template writes BOS itself where a model wants
-one.
+one. A template that asks for the date (`strftime_now`) gets `DATE`, whatever day it is: tokens must not depend on it.
 
 Cost: about 100 microseconds a conversation for the template and some megabytes of text a second and core for the
 tokenizer, once; afterwards a run starts by mapping the files. On disk a token takes four bytes.
@@ -23,46 +19,38 @@ tokenizer, once; afterwards a run starts by mapping the files. On disk a token t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import hashlib
 import itertools
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jinja2
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers.utils import chat_template_utils
 
-from prefkit.errors import DataError, TrainError, did_you_mean
-from prefkit.manifest import Manifest, Shard, file_sha256, write_text_atomically
+from prefkit.errors import DataError, TrainError, did_you_mean, one_line
+from prefkit.manifest import Manifest, Shard, file_sha256
 from prefkit.schema import MESSAGES
 from prefkit.train.metrics import Progress
 from prefkit.train.pack import Sequence, tree_size
+from prefkit.train.store import LOSSES, Prompt, Store, finish_store, is_whole, open_store, write_file
 
-FORMAT = 1
+FORMAT = 2
+DATE = datetime.date(2024, 7, 26)  # the one that Llama's templates fall back to
 ROWS_A_BATCH = 1024
 
 LengthPolicy = Literal["truncate", "drop", "error"]
 Row = dict[str, Any]
 Message = dict[str, str]
-
-SCHEMA = pa.schema(
-    [
-        (
-            "sequences",
-            pa.list_(pa.struct([("tokens", pa.large_list(pa.int32())), ("start", pa.int32()), ("row", pa.int64())])),
-        ),
-        ("pairs", pa.list_(pa.struct([("row", pa.int64()), ("chosen", pa.int32()), ("rejected", pa.int32())]))),
-        ("tree_tokens", pa.int32()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -72,39 +60,6 @@ class Tokenising:
     max_length: int | None
     max_length_policy: LengthPolicy
     column: str | None
-
-
-@dataclass(frozen=True)
-class Store:
-    """A finished token store: `counts` says what became of every row, `files` holds one file name a shard."""
-
-    folder: Path
-    key: str
-    split: str
-    files: list[str]
-    counts: dict[str, int]
-
-    @property
-    def summary(self) -> str:
-        """What was kept and what was not, in one line for people."""
-        rest = [
-            f"{count:,} {what.replace('_', ' ')}" for what, count in self.counts.items() if what in LOSSES and count
-        ]
-        return f"{self.split}: {self.counts['examples']:,} examples of {self.counts['rows']:,} rows" + (
-            f" ({', '.join(rest)})" if rest else ""
-        )
-
-
-# What is counted where a row is not used as it is. "cut" rows are trained on; the others are not.
-LOSSES = {
-    "cut": "a completion was cut at max_length, and so lost its end-of-turn token",
-    "prompt_too_long": "the prompt alone reaches max_length",
-    "too_long": 'longer than max_length under max_length_policy = "drop"',
-    "empty_completion": "a completion has no token of its own",
-    "same_after_cut": "chosen and rejected are the same up to max_length",
-    "repeated": "the same answer to the same prompt again",
-    "boundary_moved": "the prompt's end has other tokens once a completion follows; from there on it is completion",
-}
 
 
 def cache_folder(data: Path, cache: Path | None, otherwise: Path) -> Path:
@@ -125,23 +80,20 @@ def tokenise(
     shards = manifest.of_split(split)
     key = store_key(shards, tokenizer, how)
     folder = cache / f"tokens-{key[:24]}"
-    finished = folder / "store.json"
-    if not finished.exists():
+    finished = open_store(folder, key)
+    if finished is None:
         folder.mkdir(parents=True, exist_ok=True)
         done = 0
         for number, shard in enumerate(shards):
             target = folder / f"{number:05d}.arrow"
-            if not target.exists():
+            if not is_whole(target):
                 write_shard(data, shard, tokenizer, how, target)
             done += shard.rows
             progress.update(f"tokenising {split}", done, manifest.rows(split), "rows")
-        files = [f"{number:05d}.arrow" for number in range(len(shards))]
-        counts: Counter[str] = Counter()
-        for file in files:
-            counts.update(json.loads((folder / file).with_suffix(".json").read_text()))
-        table = {"split": split, "files": files, "counts": dict(counts)}
-        write_text_atomically(finished, json.dumps(table, indent=1) + "\n")
-    return Store(folder=folder, key=key, **json.loads(finished.read_text()))
+        finish_store(folder, split, [f"{number:05d}.arrow" for number in range(len(shards))])
+        finished = open_store(folder, key)
+        assert finished is not None, "what was just written can be opened"
+    return finished
 
 
 def store_key(shards: list[Shard], tokenizer: Any, how: Tokenising) -> str:
@@ -175,25 +127,12 @@ def write_shard(data: Path, shard: Shard, tokenizer: Any, how: Tokenising, targe
         raise DataError(f"{source}: not the bytes that the manifest lists. Build the data set again.")
     counts = Counter(rows=0, examples=0, sequences=0, tokens=0, tree_tokens=0, longest=0, **dict.fromkeys(LOSSES, 0))
     prompts = pairs_of_prompts if how.column is None else answers_of_prompts
-    temporary = target.with_suffix(".arrow.tmp")
     built = [prompt for batch in batches_of_prompts(source, how) for prompt in prompts(batch, tokenizer, how, counts)]
     counts["sequences"] = sum(len(prompt.sequences) for prompt in built)
     counts["tokens"] = sum(len(sequence.tokens) for prompt in built for sequence in prompt.sequences)
     counts["tree_tokens"] = sum(prompt.tree_tokens for prompt in built)
     counts["longest"] = max((len(s.tokens) for prompt in built for s in prompt.sequences), default=0)
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_batch(to_arrow(built))
-    write_text_atomically(target.with_suffix(".json"), json.dumps(counts))
-    temporary.replace(target)
-
-
-class Prompt(NamedTuple):
-    """One row of the store. `rows` holds, for each sequence, the first row of the shard that it comes from."""
-
-    sequences: list[Sequence]
-    rows: list[int]
-    pairs: list[tuple[int, int, int]]
-    tree_tokens: int
+    write_file(target, built, counts)
 
 
 def batches_of_prompts(source: Path, how: Tokenising) -> Iterator[list[list[tuple[int, Row]]]]:
@@ -337,17 +276,35 @@ def encode(tokenizer: Any, conversations: list[list[Message]], *, open_turn: boo
     return [tokens_of[text] for text in texts]
 
 
+@contextlib.contextmanager
+def frozen_date() -> Iterator[None]:
+    """Within, the clock that transformers' `strftime_now` reads stands at `DATE`; templates take none of ours."""
+    clock = chat_template_utils.datetime
+    chat_template_utils.datetime = _Frozen
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = clock
+
+
+class _Frozen(datetime.datetime):
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> _Frozen:
+        return cls(DATE.year, DATE.month, DATE.day, tzinfo=tz)
+
+
 def render(tokenizer: Any, conversations: list[list[Message]], *, open_turn: bool) -> list[str]:
     """The text of each conversation; TrainError with the template's own complaint and the conversation it is about."""
     apply: Callable[..., Any] = tokenizer.apply_chat_template
     texts = []
     for conversation in conversations:
         try:
-            texts.append(apply(conversation, tokenize=False, add_generation_prompt=open_turn))
-        except (jinja2.TemplateError, ValueError) as error:
+            with frozen_date():
+                texts.append(apply(conversation, tokenize=False, add_generation_prompt=open_turn))
+        except Exception as error:  # a template can fail in any way that Python can
             shown = json.dumps(conversation, ensure_ascii=False)[:160]
             raise TrainError(
-                f"the chat template refuses a conversation ({error}): {shown} … "
+                f"the chat template refuses a conversation ({one_line(error)}): {shown} … "
                 "Filter such rows out, or give another chat_template under [model]."
             ) from error
     return texts
@@ -358,36 +315,3 @@ def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
     size = min(len(left), len(right))
     differing = np.flatnonzero(left[:size] != right[:size])
     return int(differing[0]) if len(differing) else size
-
-
-def to_arrow(prompts: Iterable[Prompt]) -> pa.RecordBatch:
-    """The prompts of a shard as one record batch, so that a reader gets plain arrays without copying."""
-    prompts = list(prompts)
-    sequences = [sequence for prompt in prompts for sequence in prompt.sequences]
-    tokens = pa.LargeListArray.from_arrays(
-        pa.array(offsets(len(s.tokens) for s in sequences), pa.int64()),
-        pa.array(np.concatenate([s.tokens for s in sequences]) if sequences else [], pa.int32()),
-    )
-    starts = pa.array([s.start for s in sequences], pa.int32())
-    rows = pa.array([row for prompt in prompts for row in prompt.rows], pa.int64())
-    pairs = np.array([pair for prompt in prompts for pair in prompt.pairs], dtype=np.int64).reshape(-1, 3)
-    columns = [
-        pa.ListArray.from_arrays(
-            pa.array(offsets(len(p.sequences) for p in prompts), pa.int32()),
-            pa.StructArray.from_arrays([tokens, starts, rows], fields=list(SCHEMA.field("sequences").type.value_type)),
-        ),
-        pa.ListArray.from_arrays(
-            pa.array(offsets(len(p.pairs) for p in prompts), pa.int32()),
-            pa.StructArray.from_arrays(
-                [pa.array(pairs[:, 0]), pa.array(pairs[:, 1], pa.int32()), pa.array(pairs[:, 2], pa.int32())],
-                fields=list(SCHEMA.field("pairs").type.value_type),
-            ),
-        ),
-        pa.array([p.tree_tokens for p in prompts], pa.int32()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
-
-
-def offsets(lengths: Iterable[int]) -> np.ndarray:
-    """0 and the running sum: where each list of an Arrow list column starts, and where the last one ends."""
-    return np.concatenate([[0], np.cumsum(np.fromiter(lengths, dtype=np.int64))]).astype(np.int64)

@@ -2,10 +2,10 @@
 
 RUN/<phase>/checkpoints/step-00000100/ holds `weights.safetensors` (the parameters that learn: all, or the LoRA
 adapter), `optimizer.safetensors` (AdamW's two moments and step count of each), and `state.json` (the step, the
-counters, the length of the metrics log, and hashes of what the phase was made from: start weights, tokens). Schedule, order of the
-data and reference are functions of the options and the step, so nothing else is needed; the random state goes along
-for LoRA's dropout. A folder is written under another name, flushed to disk, and renamed: one that has its name is
-complete. Only tensors and JSON are read back, never pickles.
+counters, the length of the metrics log, and hashes of what the phase was made from: start weights, tokens).
+Schedule, order of the data and reference are functions of the options and the step, so nothing else is needed; the
+random state goes along for LoRA's dropout. A folder is written under another name, flushed to disk, and renamed: one
+that has its name is complete. Only tensors and JSON are read back, never pickles.
 """
 
 from __future__ import annotations

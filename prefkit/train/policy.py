@@ -127,12 +127,8 @@ def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), dtype=torch.float32)
     except Exception as error:  # each architecture checks its values in its own way, or trips over them
         unknown = error.args[0] if isinstance(error, KeyError) and error.args else None
-        of = [
-            f'{key} = "{unknown}"'
-            for key, value in options.items()
-            if isinstance(unknown, str) and unknown in str(value)
-        ]
-        reason = f"it knows no {of[0]}" if of else one_line(error)
+        of = [key for key, value in options.items() if isinstance(unknown, str) and unknown in str(value)]
+        reason = f'{of[0]}: it knows no "{unknown}"' if of else one_line(error)
         raise UsageError(f"[model] config: no {model_type} can be made of these values: {reason}") from error
 
 

@@ -18,15 +18,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from prefkit.errors import TrainError
-from prefkit.train.chat import Store
 from prefkit.train.metrics import Progress
 from prefkit.train.policy import Policy, weights_hash
+from prefkit.train.store import Store
 from prefkit.train.stream import Examples, make_step
 
 FORMAT = 1
@@ -91,12 +92,13 @@ def cached(
 
 
 def _write(path: Path, logps: np.ndarray) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, logps, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="writing-") as scratch:  # no other process's
+        temporary = Path(scratch) / path.name
+        with open(temporary, "wb") as file:
+            np.save(file, logps, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def _complete(path: Path, shard: Examples, prompts: np.ndarray) -> np.ndarray:

@@ -21,8 +21,8 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from prefkit.train.chat import Store
 from prefkit.train.pack import Bin, Sequence, Tree, collate, pack, split_tree
+from prefkit.train.store import Store
 
 
 class Examples:

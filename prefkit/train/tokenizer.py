@@ -19,7 +19,7 @@ from annotated_types import Ge
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from prefkit.errors import TrainError, did_you_mean
+from prefkit.errors import TrainError, did_you_mean, one_line
 from prefkit.manifest import Manifest
 from prefkit.schema import MESSAGES
 from prefkit.train.hub import local_files_only
@@ -50,9 +50,8 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     local = local_files_only(name)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TrainError(f'no tokenizer can be loaded from "{name}": {reason}') from error
+    except Exception as error:  # broken files make transformers and tokenizers raise anything
+        raise TrainError(f'no tokenizer can be loaded from "{name}": {one_line(error)}') from error
 
 
 def set_chat_template(tokenizer: Any, chat_template: str | None, folder: Path) -> None:
@@ -64,7 +63,10 @@ def set_chat_template(tokenizer: Any, chat_template: str | None, folder: Path) -
                 f'chat_template = "{chat_template}" is neither a file nor a built-in template.'
                 f"{did_you_mean(chat_template, TEMPLATES)}"
             )
-        tokenizer.chat_template = TEMPLATES.get(chat_template) or path.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = TEMPLATES.get(chat_template) or path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TrainError(f"{path}: not UTF-8, so it is no chat template ({one_line(error)}).") from error
     if not tokenizer.chat_template:
         raise TrainError(
             "the tokenizer has no chat template, so conversations cannot be rendered. Under [model], give "

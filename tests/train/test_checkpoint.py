@@ -108,9 +108,9 @@ def test_damaged_one_is_put_aside_aloud(tmp_path, file):
 
 
 def test_rust_libraries_full_disk_is_one_sentence(tmp_path):
-    with pytest.raises(TrainError, match="model: cannot be written: .*No space left"):
-        with checkpoint.whole_folder(tmp_path / "model"):
-            raise Exception("No space left on device (os error 28)")
+    said = r"model: cannot be written: .*No space left"
+    with pytest.raises(TrainError, match=said), checkpoint.whole_folder(tmp_path / "model"):
+        raise Exception("No space left on device (os error 28)")
     with pytest.raises(OSError, match="No space left") as caught, checkpoint.whole_folder(tmp_path / "model"):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(tmp_path / "model")

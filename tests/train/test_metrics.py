@@ -56,3 +56,10 @@ def test_progress_shows_notes_alone_where_there_is_no_terminal():
     with metrics.live_progress(terminal) as progress:
         progress.update("dpo", 1, 2, "loss 0.5")
     assert "loss 0.5" in terminal.file.getvalue()
+
+
+def test_length_is_that_of_the_file_after_a_cut(tmp_path):
+    (tmp_path / metrics.FILE_NAME).write_bytes(b"{}\n" * 100)
+    log = metrics.Log(tmp_path, "dpo", length=30, first_step=1)
+    assert log.length() == 30
+    log.close()

@@ -193,8 +193,8 @@ def test_adapters_are_not_models(tmp_path):
     [
         ("hidden_size", "x", "hidden_size"),
         ("num_attention_heads", 3, r"\(32\) is not a multiple"),
-        ("hidden_act", "foo", 'it knows no hidden_act = "foo"'),
-        ("rope_parameters", {"rope_type": "foo"}, 'it knows no rope_parameters = "foo"'),
+        ("hidden_act", "foo", 'hidden_act: it knows no "foo"'),
+        ("rope_parameters", {"rope_type": "foo"}, 'rope_parameters: it knows no "foo"'),
     ],
 )
 def test_impossible_configurations_are_one_sentence(words, key, value, message):

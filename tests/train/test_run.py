@@ -316,7 +316,7 @@ def test_changed_chat_template_or_tokenizer_is_refused_on_resume(data, tmp_path)
         if name == "phase":
             shutil.rmtree(out / "dpo")
         template.write_text("Please. " + before)
-        with pytest.raises(TrainError, match="the chat template of phase .* has changed since"):
+        with pytest.raises(TrainError, match=r"the chat template of phase .* has changed since"):
             run.train(table, data=data, out=out, resume=True)
         template.write_text(before)
     words = AutoTokenizer.from_pretrained(base)

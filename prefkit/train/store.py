@@ -1,0 +1,154 @@
+"""The token store: one Arrow file a shard of the data set, a row a prompt, and `store.json` when all are there.
+
+    sequences   list<struct<tokens, start, row>>      distinct; tokens[start:] is the completion; row is in the shard
+    pairs       list<struct<row, chosen, rejected>>   two positions in `sequences`; empty for supervised fine-tuning
+    tree_tokens int32                                 tokens of the prompt's token tree: what the trainer will compute
+
+Beside each Arrow file stand its counts, as JSON. Files appear at once or not at all, under temporary names that no
+two processes share, so any number of runs may fill one cache: they write the same bytes. A file that cannot be
+opened counts as absent, and is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from prefkit.manifest import write_text_atomically
+from prefkit.train.pack import Sequence
+
+FINISHED = "store.json"
+
+SCHEMA = pa.schema(
+    [
+        (
+            "sequences",
+            pa.list_(pa.struct([("tokens", pa.large_list(pa.int32())), ("start", pa.int32()), ("row", pa.int64())])),
+        ),
+        ("pairs", pa.list_(pa.struct([("row", pa.int64()), ("chosen", pa.int32()), ("rejected", pa.int32())]))),
+        ("tree_tokens", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished token store: `counts` says what became of every row, `files` holds one file name a shard."""
+
+    folder: Path
+    key: str
+    split: str
+    files: list[str]
+    counts: dict[str, int]
+
+    @property
+    def summary(self) -> str:
+        """What was kept and what was not, in one line for people."""
+        rest = [
+            f"{count:,} {what.replace('_', ' ')}" for what, count in self.counts.items() if what in LOSSES and count
+        ]
+        return f"{self.split}: {self.counts['examples']:,} examples of {self.counts['rows']:,} rows" + (
+            f" ({', '.join(rest)})" if rest else ""
+        )
+
+
+# What is counted where a row is not used as it is. "cut" rows are trained on; the others are not.
+LOSSES = {
+    "cut": "a completion was cut at max_length, and so lost its end-of-turn token",
+    "prompt_too_long": "the prompt alone reaches max_length",
+    "too_long": 'longer than max_length under max_length_policy = "drop"',
+    "empty_completion": "a completion has no token of its own",
+    "same_after_cut": "chosen and rejected are the same up to max_length",
+    "repeated": "the same answer to the same prompt again",
+    "boundary_moved": "the prompt's end has other tokens once a completion follows; from there on it is completion",
+}
+
+
+class Prompt(NamedTuple):
+    """One row of the store. `rows` holds, for each sequence, the first row of the shard that it comes from."""
+
+    sequences: list[Sequence]
+    rows: list[int]
+    pairs: list[tuple[int, int, int]]
+    tree_tokens: int
+
+
+def open_store(folder: Path, key: str) -> Store | None:
+    """The finished store in `folder`; None if there is none, or one that is damaged."""
+    try:
+        store = Store(folder=folder, key=key, **json.loads((folder / FINISHED).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return store if all(is_whole(folder / name) for name in store.files) else None
+
+
+def finish_store(folder: Path, split: str, files: list[str]) -> None:
+    """Write `store.json`, with the counts of all files added up."""
+    counts: Counter[str] = Counter()
+    for file in files:
+        counts.update(json.loads((folder / file).with_suffix(".json").read_text()))
+    table = {"split": split, "files": files, "counts": dict(counts)}
+    with tempfile.TemporaryDirectory(dir=folder, prefix="writing-") as scratch:
+        write_text_atomically(folder / FINISHED, json.dumps(table, indent=1) + "\n", scratch=Path(scratch))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether an Arrow file and its counts are there and can be opened."""
+    try:
+        json.loads(path.with_suffix(".json").read_text())
+        with pa.memory_map(str(path)) as source:
+            file = pa.ipc.open_file(source)
+            return bool(file.schema == SCHEMA and file.get_batch(0).num_rows >= 0)
+    except (OSError, ValueError):
+        return False
+
+
+def write_file(target: Path, prompts: list[Prompt], counts: Counter[str]) -> None:
+    """Write an Arrow file and its counts; both appear at once or not at all."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="writing-") as scratch:
+        temporary = Path(scratch) / target.name
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+            writer.write_batch(to_arrow(prompts))
+        write_text_atomically(target.with_suffix(".json"), json.dumps(counts), scratch=Path(scratch))
+        temporary.replace(target)
+
+
+def to_arrow(prompts: Iterable[Prompt]) -> pa.RecordBatch:
+    """The prompts of a shard as one record batch, so that a reader gets plain arrays without copying."""
+    prompts = list(prompts)
+    sequences = [sequence for prompt in prompts for sequence in prompt.sequences]
+    tokens = pa.LargeListArray.from_arrays(
+        pa.array(offsets(len(s.tokens) for s in sequences), pa.int64()),
+        pa.array(np.concatenate([s.tokens for s in sequences]) if sequences else [], pa.int32()),
+    )
+    starts = pa.array([s.start for s in sequences], pa.int32())
+    rows = pa.array([row for prompt in prompts for row in prompt.rows], pa.int64())
+    pairs = np.array([pair for prompt in prompts for pair in prompt.pairs], dtype=np.int64).reshape(-1, 3)
+    columns = [
+        pa.ListArray.from_arrays(
+            pa.array(offsets(len(p.sequences) for p in prompts), pa.int32()),
+            pa.StructArray.from_arrays([tokens, starts, rows], fields=list(SCHEMA.field("sequences").type.value_type)),
+        ),
+        pa.ListArray.from_arrays(
+            pa.array(offsets(len(p.pairs) for p in prompts), pa.int32()),
+            pa.StructArray.from_arrays(
+                [pa.array(pairs[:, 0]), pa.array(pairs[:, 1], pa.int32()), pa.array(pairs[:, 2], pa.int32())],
+                fields=list(SCHEMA.field("pairs").type.value_type),
+            ),
+        ),
+        pa.array([p.tree_tokens for p in prompts], pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def offsets(lengths: Iterable[int]) -> np.ndarray:
+    """0 and the running sum: where each list of an Arrow list column starts, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(np.fromiter(lengths, dtype=np.int64))]).astype(np.int64)
