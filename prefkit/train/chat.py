@@ -42,9 +42,9 @@ from prefkit.manifest import Manifest, Shard, file_sha256
 from prefkit.schema import MESSAGES
 from prefkit.train.metrics import Progress
 from prefkit.train.pack import Sequence, tree_size
-from prefkit.train.store import LOSSES, Prompt, Store, finish_store, is_whole, open_store, write_file
+from prefkit.train.store import LOSSES, Example, Prompt, Store, finish_store, is_whole, open_store, write_file
 
-FORMAT = 2
+FORMAT = 3
 DATE = datetime.date(2024, 7, 26)  # the one that Llama's templates fall back to
 ROWS_A_BATCH = 1024
 
@@ -144,7 +144,7 @@ def batches_of_prompts(source: Path, how: Tokenising) -> Iterator[list[list[tupl
         if column not in schema.names or schema.field(column).type != MESSAGES:
             known = [field.name for field in schema if field.type == MESSAGES]
             raise TrainError(f'{source}: no message column "{column}".{did_you_mean(column, known)}')
-    columns = [name for name in ("prompt", *answers, "prompt_id") if name in schema.names]
+    columns = [name for name in ("prompt", *answers, "prompt_id", *Example._fields) if name in schema.names]
     rows = (row for batch in file.iter_batches(ROWS_A_BATCH, columns=columns) for row in batch.to_pylist())
     groups = (
         list(group)
@@ -166,8 +166,8 @@ def pairs_of_prompts(
     counts["rows"] += len(rows)
     for group in batch:
         distinct = Distinct()
-        pairs = []
-        for (row, _), (prompt, *both) in zip(group, tokens_of_rows, strict=False):
+        pairs, examples = [], []
+        for (row, values), (prompt, *both) in zip(group, tokens_of_rows, strict=False):
             start = min(common_prefix(prompt, side) for side in both)
             counts["boundary_moved"] += start < len(prompt)
             sides = fit(both, max(start, 1), how, counts, where=row)
@@ -178,9 +178,10 @@ def pairs_of_prompts(
                 counts["same_after_cut"] += 1
             else:
                 pairs.append((row, distinct.add(good, max(start, 1), row), distinct.add(bad, max(start, 1), row)))
+                examples.append(example_of(values))
         if pairs:
             counts["examples"] += len(pairs)
-            yield Prompt(distinct.sequences, distinct.rows, pairs, tree_size(distinct.sequences))
+            yield Prompt(distinct.sequences, distinct.rows, pairs, examples, tree_size(distinct.sequences))
 
 
 def answers_of_prompts(
@@ -191,6 +192,7 @@ def answers_of_prompts(
     A conversation of three assistant turns is three sequences, each the next one's prefix: a tree computes it once.
     """
     turns = [[(row, *turn) for row, content in group for turn in assistant_turns(content, how)] for group in batch]
+    values = {row: content for group in batch for row, content in group}
     flat = [turn for group in turns for turn in group]
     prompts = iter(encode(tokenizer, [messages[:at] for _, messages, at in flat], open_turn=True))
     whole = iter(encode(tokenizer, [messages[: at + 1] for _, messages, at in flat]))
@@ -210,7 +212,13 @@ def answers_of_prompts(
                 counts["repeated"] += distinct.add(fitting[0], max(start, 1), row) < before
         if distinct.sequences:
             counts["examples"] += len(distinct.sequences)
-            yield Prompt(distinct.sequences, distinct.rows, [], tree_size(distinct.sequences))
+            examples = [example_of(values[row]) for row in distinct.rows]
+            yield Prompt(distinct.sequences, distinct.rows, [], examples, tree_size(distinct.sequences))
+
+
+def example_of(row: Row) -> Example:
+    """What a row says besides its messages."""
+    return Example(*(row.get(name) for name in Example._fields))
 
 
 def assistant_turns(row: Row, how: Tokenising) -> Iterator[tuple[list[Message], int]]:

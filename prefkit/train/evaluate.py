@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from prefkit import manifest as manifests
@@ -88,7 +87,7 @@ def evaluate(
 
         of_model = logps(model, "evaluating")
         of_reference = None if reference_model is None else logps(reference_model, "reference")
-        origins = origin_columns(data, manifest, split, examples)
+        slices = {name: examples.values(name) for name in SLICES}
     of_pairs = None if of_reference is None else lambda p, r: sigmoid(p, r, beta=beta)
     figures = pair_figures(of_pairs, examples, of_model, of_reference)
     prompts = prompt_of_pairs(examples)
@@ -100,7 +99,7 @@ def evaluate(
         "beta": None if reference_model is None else beta,
         "counts": store.counts,
         **summary(figures, prompts),
-        **{f"by_{name}": by_slice(figures, prompts, values) for name, values in origins.items()},
+        **{f"by_{name}": by_slice(figures, prompts, values) for name, values in slices.items()},
     }
 
 
@@ -149,11 +148,10 @@ def summary(figures: dict[str, np.ndarray], prompts: np.ndarray, chosen: np.ndar
     return result
 
 
-def by_slice(figures: dict[str, np.ndarray], prompts: np.ndarray, values: list[str]) -> dict[str, Any]:
+def by_slice(figures: dict[str, np.ndarray], prompts: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     """`summary` of the pairs of each value, largest slice first."""
-    array = np.array(values, dtype=object)
-    names, counts = np.unique(array.astype(str), return_counts=True)
-    return {str(names[i]): summary(figures, prompts, array == names[i]) for i in np.argsort(-counts, kind="stable")}
+    names, counts = np.unique(values.astype(str), return_counts=True)
+    return {str(names[i]): summary(figures, prompts, values == names[i]) for i in np.argsort(-counts, kind="stable")}
 
 
 def prompt_of_pairs(examples: Examples) -> np.ndarray:
@@ -183,16 +181,6 @@ def wilson(share: float, trials: float) -> tuple[float, float]:
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def origin_columns(data: Path, manifest: Manifest, split: str, examples: Examples) -> dict[str, list[str]]:
-    """Source and language of every pair of the store."""
-    parts: dict[str, list[str]] = {name: [] for name in SLICES}
-    for shard, view in zip(manifest.of_split(split), examples.shards, strict=True):
-        table = pq.read_table(data / shard.path, columns=list(SLICES)).take(view.pair_rows)
-        for name in SLICES:
-            parts[name] += [value or "unknown" for value in table[name].to_pylist()]
-    return parts
 
 
 def splits(manifest: Manifest) -> str:

@@ -2,6 +2,9 @@
 
     sequences   list<struct<tokens, start, row>>      distinct; tokens[start:] is the completion; row is in the shard
     pairs       list<struct<row, chosen, rejected>>   two positions in `sequences`; empty for supervised fine-tuning
+    examples    list<struct<source, lang, chosen_score, rejected_score>>
+                                                      what the data set says of each pair, or of each sequence where
+                                                      there are no pairs; null where it says nothing
     tree_tokens int32                                 tokens of the prompt's token tree: what the trainer will compute
 
 Beside each Arrow file stand its counts, as JSON. Files appear at once or not at all, under temporary names that no
@@ -27,6 +30,14 @@ from prefkit.train.pack import Sequence
 
 FINISHED = "store.json"
 
+EXAMPLE = pa.struct(
+    [
+        ("source", pa.dictionary(pa.int32(), pa.string())),
+        ("lang", pa.dictionary(pa.int32(), pa.string())),
+        ("chosen_score", pa.float64()),
+        ("rejected_score", pa.float64()),
+    ]
+)
 SCHEMA = pa.schema(
     [
         (
@@ -34,6 +45,7 @@ SCHEMA = pa.schema(
             pa.list_(pa.struct([("tokens", pa.large_list(pa.int32())), ("start", pa.int32()), ("row", pa.int64())])),
         ),
         ("pairs", pa.list_(pa.struct([("row", pa.int64()), ("chosen", pa.int32()), ("rejected", pa.int32())]))),
+        ("examples", pa.list_(EXAMPLE)),
         ("tree_tokens", pa.int32()),
     ]
 )
@@ -72,12 +84,22 @@ LOSSES = {
 }
 
 
+class Example(NamedTuple):
+    """What the data set says of a pair, or of an answer to learn; None where it says nothing."""
+
+    source: str | None
+    lang: str | None
+    chosen_score: float | None
+    rejected_score: float | None
+
+
 class Prompt(NamedTuple):
     """One row of the store. `rows` holds, for each sequence, the first row of the shard that it comes from."""
 
     sequences: list[Sequence]
     rows: list[int]
     pairs: list[tuple[int, int, int]]
+    examples: list[Example]
     tree_tokens: int
 
 
@@ -144,9 +166,20 @@ def to_arrow(prompts: Iterable[Prompt]) -> pa.RecordBatch:
                 fields=list(SCHEMA.field("pairs").type.value_type),
             ),
         ),
+        pa.ListArray.from_arrays(pa.array(offsets(len(p.examples) for p in prompts), pa.int32()), to_struct(prompts)),
         pa.array([p.tree_tokens for p in prompts], pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def to_struct(prompts: list[Prompt]) -> pa.StructArray:
+    """What is known of all examples, side by side; the few sources and languages stand once each."""
+    table = [list(column) for column in zip(*(e for p in prompts for e in p.examples), strict=True)] or [[]] * 4
+    columns = [
+        pa.array(values, field.type.value_type).dictionary_encode() if number < 2 else pa.array(values, field.type)
+        for number, (values, field) in enumerate(zip(table, EXAMPLE, strict=True))
+    ]
+    return pa.StructArray.from_arrays(columns, fields=list(EXAMPLE))
 
 
 def offsets(lengths: Iterable[int]) -> np.ndarray:

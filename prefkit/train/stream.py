@@ -102,6 +102,22 @@ class Examples:
         """Completion tokens of every sequence."""
         return np.concatenate([np.zeros(0, np.int64), *(shard.lengths() for shard in self.shards)])
 
+    def values(self, name: str) -> np.ndarray:
+        """`source` or `lang` of every example as text ("unknown" where the data set says none).
+
+        Examples are numbered like pairs (so `bin.pair_rows_P` picks those of a bin), or in supervised fine-tuning like
+        sequences.
+        """
+        return np.concatenate([np.zeros(0, object), *(shard.values(name) for shard in self.shards)])
+
+    def scores(self) -> np.ndarray:
+        """`chosen_score` and `rejected_score` of every example, as [examples, 2]; NaN where there is none."""
+        return np.concatenate([np.zeros((0, 2)), *(shard.scores for shard in self.shards)])
+
+    def margins(self) -> np.ndarray:
+        """Chosen minus rejected score of every example; NaN where there is none."""
+        return -np.diff(self.scores(), axis=1)[:, 0]
+
     def _locate(self, prompt: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.prompt_base, prompt, side="right")) - 1
         return shard, int(prompt - self.prompt_base[shard])
@@ -124,10 +140,18 @@ class ShardView:
         self.pair_offsets = pairs.offsets.to_numpy()
         self.pair_rows = pairs.values.field("row").to_numpy()
         self.pair_sides = np.stack([pairs.values.field(side).to_numpy() for side in ("chosen", "rejected")], axis=1)
+        self.examples = batch.column("examples").values
+        scores = [self.examples.field(name) for name in ("chosen_score", "rejected_score")]
+        self.scores = np.stack([score.to_numpy(zero_copy_only=False) for score in scores], axis=1)  # null: NaN
 
     def counts(self) -> np.ndarray:
         """Pairs, or if there are none at all sequences, of each prompt."""
         return np.diff(self.pair_offsets if len(self.pair_rows) else self.sequence_offsets).astype(np.int64)
+
+    def values(self, name: str) -> np.ndarray:
+        column = self.examples.field(name)
+        words = np.array([*column.dictionary.to_pylist(), "unknown"], dtype=object)
+        return words[column.indices.fill_null(len(words) - 1).to_numpy()]
 
     def sequences_of(self, prompt: int) -> tuple[list[Sequence], int]:
         first, end = self.sequence_offsets[prompt : prompt + 2]

@@ -9,7 +9,7 @@ from prefkit.train import chat, stream, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.metrics import Silent
 from prefkit.train.stream import Examples, Plan
-from tests.train.datasets_for_tests import toy_pairs, write_data_set
+from tests.train.datasets_for_tests import pair, toy_pairs, write_data_set
 
 
 @st.composite
@@ -120,9 +120,35 @@ def test_small_bins_split_a_prompt_but_no_pair(examples):
 
 
 def test_rows_lead_back_to_the_shard(examples):
-    for pair in range(len(examples.pairs())):
-        shard, row = examples.origin_of_pair(pair)
-        local = pair - examples.pair_base[shard]
+    for number in range(len(examples.pairs())):
+        shard, row = examples.origin_of_pair(number)
+        local = number - examples.pair_base[shard]
         assert examples.shards[shard].pair_rows[local] == row
     seen = {examples.origin_of_sequence(n)[0] for n in range(examples.sequences)}
     assert seen == {0, 1, 2}
+
+
+def test_examples_know_source_language_and_scores(tmp_path):
+    rows = [
+        pair("a", "good", "bad", chosen_score=3.0, rejected_score=1.0, source="x", lang="de"),
+        pair("b", "good", "bad", source=None, lang=None),
+        pair("b", "good", "worse", chosen_score=3.0, rejected_score=2.5, source="y", lang="en"),
+    ]
+    manifest = write_data_set(tmp_path / "d", rows, shards=2)
+    words = tokenizer.train_bpe(tmp_path / "d", manifest, vocab_size=400)
+
+    def examples_of(column):
+        how = Tokenising(None, "truncate", column)
+        return Examples.of(
+            chat.tokenise(tmp_path / "d", manifest, "train", words, how, cache=tmp_path, progress=Silent())
+        )
+
+    pairs = examples_of(None)
+    assert pairs.values("source").tolist() == ["x", "unknown", "y"]
+    assert pairs.values("lang").tolist() == ["de", "unknown", "en"]
+    np.testing.assert_array_equal(pairs.scores(), [[3, 1], [np.nan, np.nan], [3, 2.5]])
+    np.testing.assert_array_equal(pairs.margins(), [2, np.nan, 0.5])
+    answers = examples_of("rejected")
+    assert answers.values("source").tolist() == ["x", "unknown", "y"]
+    assert len(answers.margins()) == answers.sequences == 3
+    assert examples_of("chosen").values("source").tolist() == ["x", "unknown"]  # one answer in both pairs of "b"
