@@ -87,6 +87,8 @@ def tokenise(
         for number, shard in enumerate(shards):
             target = folder / f"{number:05d}.arrow"
             if not is_whole(target):
+                if target.exists():
+                    progress.note(f"{target}: damaged, so it is made again.")
                 write_shard(data, shard, tokenizer, how, target)
             done += shard.rows
             progress.update(f"tokenising {split}", done, manifest.rows(split), "rows")

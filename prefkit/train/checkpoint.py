@@ -5,7 +5,8 @@ adapter), `optimizer.safetensors` (AdamW's two moments and step count of each), 
 counters, the length of the metrics log, and hashes of what the phase was made from: start weights, tokens).
 Schedule, order of the data and reference are functions of the options and the step, so nothing else is needed; the
 random state goes along for LoRA's dropout. A folder is written under another name, flushed to disk, and renamed: one
-that has its name is complete. Only tensors and JSON are read back, never pickles.
+that has its name is complete. `SHA256SUMS` tells whether it still is what was written: the newest one is compared
+before anything of it is used. Only tensors and JSON are read back, never pickles.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from prefkit.errors import TrainError, one_line
+from prefkit.errors import TrainError
+from prefkit.train import files
 from prefkit.train.policy import Policy
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -31,13 +33,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` at once when all is written, and vanishes if writing fails."""
+    """A folder to write into, which becomes `target` at once when all is written, and vanishes if writing fails.
+
+    It also gets the SHA-256 sums of its files.
+    """
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with _naming(target):
+        with files.naming(target):
             yield temporary
+            files.write_sums(temporary)
             for path in temporary.rglob("*"):
                 _flush(path)
         if target.exists():
@@ -46,21 +52,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
         _flush(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _naming(target: Path) -> Iterator[None]:
-    """A full disk is one sentence with the path: Rust libraries say it as any exception, Python may leave out where."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        raise
-    except Exception as error:
-        if "os error" in str(error):
-            raise TrainError(f"{target}: cannot be written: {one_line(error)}") from error
         raise
 
 
@@ -96,14 +87,14 @@ def settle(folder: Path, note: Callable[[str], None]) -> None:
     for leftover in folder.glob("*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     found = _finished(folder)
-    damaged = list(itertools.takewhile(lambda path: not _usable(path), reversed(found)))
-    if found and damaged == found[::-1]:
+    damaged = list(itertools.takewhile(itemgetter(1), ((path, files.damaged(path)) for path in reversed(found))))
+    if found and len(damaged) == len(found):
         raise TrainError(
-            f"{found[-1]}: damaged, and no earlier checkpoint is whole. Delete it to begin the phase again."
+            f"{damaged[0][1]}: damaged, and no earlier checkpoint is whole. Delete {folder} to begin the phase again."
         )
-    for path in damaged:
+    for path, file in damaged:
         path.rename(path.with_name(f"damaged-{path.name}"))
-        note(f"{path}: damaged, so training goes on from the checkpoint before.")
+        note(f"{file}: damaged, so training goes on from the checkpoint before.")
 
 
 def latest_state(folder: Path) -> dict[str, Any] | None:
@@ -130,18 +121,6 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> N
     torch.set_rng_state(tensors["random_state"])
     if policy.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda_random_state"])
-
-
-def _usable(path: Path) -> bool:
-    """Whether the files of a checkpoint are whole, as far as their headers tell."""
-    try:
-        json.loads((path / "state.json").read_text())["step"]
-        for name in ("weights.safetensors", "optimizer.safetensors"):
-            with safe_open(path / name, "pt") as file:
-                file.keys()
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return False
-    return True
 
 
 def _remove(path: Path) -> None:

@@ -1,10 +1,10 @@
 """The reference model's log-probabilities: computed once, kept beside the token store, reused by every later run.
 
 A preference loss needs, of the reference, one number a sequence. `compute` runs a model over a whole split and gives
-that array; `cached` keeps it as `reference-<key>/<shard>.npy` under the hash of the weights, the configuration, the
-token store and the precision, so an array can never belong to another model than it says. Each file appears at once
-or not at all, an interrupted pass goes on where it was, and all files are checked for length and finite values before
-training starts.
+that array; `cached` keeps it as `reference-<key>/<shard>.safetensors` under the hash of the weights, the
+configuration, the token store and the precision, so an array can never belong to another model than it says. Each file
+appears at once or not at all, an interrupted pass goes on where it was, and all files are checked for damage, length
+and finite values before training starts.
 
 The reference of a phase is always the model that the phase starts from, also when a run is resumed: the caller passes
 the start weights, never those of a checkpoint. Training then holds one model instead of two and saves a third of the
@@ -18,19 +18,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from prefkit.errors import TrainError
+from prefkit.train.files import naming, scratch
 from prefkit.train.metrics import Progress
 from prefkit.train.policy import Policy, weights_hash
 from prefkit.train.store import Store
 from prefkit.train.stream import Examples, make_step
 
-FORMAT = 1
+FORMAT = 2
 PROMPTS_A_BATCH = 256  # packed into bins together
 
 
@@ -81,7 +83,7 @@ def cached(
     folder.mkdir(parents=True, exist_ok=True)
     arrays = [np.zeros(0, np.float32)]
     for number, name in enumerate(store.files):
-        path = (folder / name).with_suffix(".npy")
+        path = (folder / name).with_suffix(".safetensors")
         shard, base = examples.shard(number), examples.prompt_base[number]
         mine = prompts[(prompts >= base) & (prompts < base + shard.prompts)] - base
         if not path.exists():
@@ -92,21 +94,28 @@ def cached(
 
 
 def _write(path: Path, logps: np.ndarray) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="writing-") as scratch:  # no other process's
-        temporary = Path(scratch) / path.name
-        with open(temporary, "wb") as file:
-            np.save(file, logps, allow_pickle=False)
-            file.flush()
+    with naming(path), scratch(path.parent) as folder:
+        temporary = folder / path.name
+        save_file({"logps": logps}, temporary, metadata={"sha256": _sha256(logps)})
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def _sha256(logps: np.ndarray) -> str:
+    return hashlib.sha256(logps.tobytes()).hexdigest()
 
 
 def _complete(path: Path, shard: Examples, prompts: np.ndarray) -> np.ndarray:
     """The array of one shard; TrainError if it is damaged, or lacks a finite number for a sequence of `prompts`."""
     try:
-        logps = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise TrainError(f"{path}: damaged ({error}). Delete it; it will be computed again.") from error
+        with safe_open(path, "numpy") as file:
+            logps = file.get_tensor("logps")
+            whole = file.metadata()["sha256"] == _sha256(logps)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise TrainError(f"{path}: damaged. Delete it; it will be computed again.")
     if logps.shape != (shard.sequences,):
         raise TrainError(
             f"{path}: {logps.shape} numbers for {shard.sequences} sequences. Delete it; it will be computed again."

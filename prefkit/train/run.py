@@ -32,7 +32,7 @@ from prefkit.config import Pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.resolve import Call
-from prefkit.train import chat, checkpoint, export, metrics, policy, reference, tokenizer
+from prefkit.train import chat, checkpoint, export, files, metrics, policy, reference, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
 from prefkit.train.loop import Job, Loop, ReferenceOf, SplitData, Tested, make_optimizer, run_steps
@@ -44,6 +44,9 @@ from prefkit.train.policy import Policy
 from prefkit.train.stream import Examples, Plan
 
 __all__ = ["check", "plan", "train"]
+
+# A finished phase can be finished again from its last checkpoint; what came after it started from its model.
+FINISH_AGAIN = "Delete the phase's phase.json and the folders of the phases after it, and go on with --resume."
 
 
 def train(
@@ -88,10 +91,10 @@ def run_phases(
     finished = {phase.name: out / phase.name / "phase.json" for phase in options.phases}
     for number, (name, file) in enumerate(finished.items()):
         if file.exists():
-            check_unchanged(job, name, json.loads(file.read_text())["made_from"], vocabulary(job))
+            check_unchanged(job, name, read_report(file)["made_from"], vocabulary(job))
         else:
             run_phase(job, number)
-    reports = {name: json.loads(file.read_text()) for name, file in finished.items()}
+    reports = {name: read_report(file) for name, file in finished.items()}
     return {"model": str(out / "model"), "phases": reports}
 
 
@@ -141,6 +144,8 @@ def start_of(job: Job, number: int) -> Any:
     """The model that a phase starts from, exactly as it was before the phase, also when resuming."""
     if number:
         before = job.out / job.options.phases[number - 1].name / "model"
+        if (damaged := files.damaged(before)) is not None:
+            raise TrainError(f"{damaged}: damaged. {FINISH_AGAIN}")
         return policy.load(before, trust_remote_code=job.options.model.trust_remote_code)
     model = job.options.model
     if model.config is not None:
@@ -268,7 +273,19 @@ def finished_bytes(job: Job, number: int) -> int:
     """Length of the metrics log when the phase before was finished."""
     if number == 0:
         return 0
-    return json.loads((job.out / job.options.phases[number - 1].name / "phase.json").read_text())["metrics_bytes"]
+    return read_report(job.out / job.options.phases[number - 1].name / "phase.json")["metrics_bytes"]
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """What `finish` wrote of a phase; TrainError if it is damaged."""
+    try:
+        report = json.loads(file.read_text())
+        whole = isinstance(report["metrics_bytes"], int) and isinstance(report["made_from"], dict)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise TrainError(f"{file}: damaged. {FINISH_AGAIN}")
+    return report
 
 
 def finish(loop: Loop, number: int, metrics_bytes: int) -> None:

@@ -8,14 +8,13 @@
     tree_tokens int32                                 tokens of the prompt's token tree: what the trainer will compute
 
 Beside each Arrow file stand its counts, as JSON. Files appear at once or not at all, under temporary names that no
-two processes share, so any number of runs may fill one cache: they write the same bytes. A file that cannot be
-opened counts as absent, and is made again.
+two processes share, so any number of runs may fill one cache: they write the same bytes. Beside the counts stands the
+file's SHA-256, and whoever opens a store compares it: a damaged file counts as absent, and is made again.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from prefkit.manifest import write_text_atomically
+from prefkit.manifest import file_sha256, write_text_atomically
+from prefkit.train.files import naming, scratch
 from prefkit.train.pack import Sequence
 
 FINISHED = "store.json"
@@ -116,30 +116,28 @@ def finish_store(folder: Path, split: str, files: list[str]) -> None:
     """Write `store.json`, with the counts of all files added up."""
     counts: Counter[str] = Counter()
     for file in files:
-        counts.update(json.loads((folder / file).with_suffix(".json").read_text()))
+        counts.update(json.loads((folder / file).with_suffix(".json").read_text())["counts"])
     table = {"split": split, "files": files, "counts": dict(counts)}
-    with tempfile.TemporaryDirectory(dir=folder, prefix="writing-") as scratch:
-        write_text_atomically(folder / FINISHED, json.dumps(table, indent=1) + "\n", scratch=Path(scratch))
+    with scratch(folder) as temporary:
+        write_text_atomically(folder / FINISHED, json.dumps(table, indent=1) + "\n", scratch=temporary)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether an Arrow file and its counts are there and can be opened."""
+    """Whether an Arrow file and its counts are there, and the file is what was written."""
     try:
-        json.loads(path.with_suffix(".json").read_text())
-        with pa.memory_map(str(path)) as source:
-            file = pa.ipc.open_file(source)
-            return bool(file.schema == SCHEMA and file.get_batch(0).num_rows >= 0)
-    except (OSError, ValueError):
+        return bool(json.loads(path.with_suffix(".json").read_text())["sha256"] == file_sha256(path))
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def write_file(target: Path, prompts: list[Prompt], counts: Counter[str]) -> None:
     """Write an Arrow file and its counts; both appear at once or not at all."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="writing-") as scratch:
-        temporary = Path(scratch) / target.name
+    with naming(target), scratch(target.parent) as folder:
+        temporary = folder / target.name
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             writer.write_batch(to_arrow(prompts))
-        write_text_atomically(target.with_suffix(".json"), json.dumps(counts), scratch=Path(scratch))
+        table = {"sha256": file_sha256(temporary), "counts": counts}
+        write_text_atomically(target.with_suffix(".json"), json.dumps(table), scratch=folder)
         temporary.replace(target)
 
 

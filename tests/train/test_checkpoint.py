@@ -83,27 +83,33 @@ def test_whole_folder_replaces_at_once(tmp_path):
     assert [p.name for p in target.iterdir()] == ["old"]
     with checkpoint.whole_folder(target) as folder:
         (folder / "new").write_text(json.dumps({}))
-    assert [p.name for p in target.iterdir()] == ["new"]
+    assert sorted(p.name for p in target.iterdir()) == ["SHA256SUMS", "new"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "optimizer.safetensors"])
-def test_damaged_one_is_put_aside_aloud(tmp_path, file):
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+@pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "optimizer.safetensors", "SHA256SUMS"])
+def test_damaged_one_is_put_aside_aloud(tmp_path, file, damage):
     now, optimizer = ready()
     for number in (1, 2):
         step(now, optimizer)
         checkpoint.save(tmp_path, number, now, optimizer, {}, keep=2)
     (tmp_path / "step-00000001.old.tmp").mkdir()  # a kill -9 while it was deleted
-    with open(tmp_path / "step-00000002" / file, "r+b") as damaged:
-        damaged.truncate(9)
+    path = tmp_path / "step-00000002" / file
+    whole = path.read_bytes()
+    middle = len(whole) * 2 // 3  # of the tensors, for which a header says nothing
+    path.write_bytes(
+        whole[:9] if damage == "cut" else whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    )
     notes = []
     checkpoint.settle(tmp_path, notes.append)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged-step-00000002", "step-00000001"]
     assert len(notes) == 1
-    assert "step-00000002: damaged" in notes[0]
+    # A flipped bit in the list of sums shows as damage of the file that the line is about.
+    assert f"{'' if file == 'SHA256SUMS' else file}: damaged" in notes[0]
     checkpoint.restore(tmp_path, now, optimizer)
     (tmp_path / "step-00000001" / file).unlink()
-    with pytest.raises(TrainError, match="step-00000001: damaged, and no earlier"):
+    with pytest.raises(TrainError, match=f"{file}: damaged, and no earlier"):
         checkpoint.settle(tmp_path, notes.append)
 
 

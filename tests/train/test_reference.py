@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from prefkit.errors import TrainError
 from prefkit.train import chat, policy, reference, tokenizer
@@ -111,17 +112,20 @@ def test_some_prompts_alone(parts, calls):
     assert len(calls) == 6
 
 
-@pytest.mark.parametrize("damage", ["cut", "short", "nan"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "short", "nan"])
 def test_damaged_cache_is_found_before_training(parts, damage):
     model, store, examples, cache = parts
     reference.cached(model, store, examples, 500, cache=cache, **QUIET)
-    path = next(iter(cache.glob("reference-*/00001.npy")))
-    array = np.load(path)
+    path = next(iter(cache.glob("reference-*/00001.safetensors")))
+    array = load_file(path)["logps"]
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-4])
+    elif damage == "flip":
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     elif damage == "short":
-        np.save(path, array[:-1])
+        reference._write(path, array[:-1])
     else:
-        np.save(path, np.where(np.arange(len(array)) == 2, np.nan, array))
-    with pytest.raises(TrainError, match=r"00001\.npy"):
+        reference._write(path, np.where(np.arange(len(array)) == 2, np.float32(np.nan), array))
+    said = {"cut": "damaged", "flip": "damaged", "short": r"numbers for \d+ sequences", "nan": "not finite"}[damage]
+    with pytest.raises(TrainError, match=rf"00001\.safetensors: .*{said}"):
         reference.cached(model, store, examples, 500, cache=cache, **QUIET)

@@ -337,6 +337,26 @@ def test_lost_metrics_are_not_made_up(data, tmp_path):
     assert (tmp_path / "r" / "metrics.jsonl").stat().st_size == 10
 
 
+@pytest.mark.parametrize("damage", ["report", "model"])
+def test_damaged_end_of_a_phase_is_named_and_can_be_mended(data, tmp_path, damage):
+    out, phases = tmp_path / "r", [{**SFT, "max_steps": 3}, {**DPO, "max_steps": 4, "checkpoint_every": 2}]
+    run.train(pipeline(data, *phases), data=data, out=tmp_path / "whole")
+    with pytest.raises(Killed):
+        run.train(pipeline(data, *phases), data=data, out=out, progress=KillAt(3))
+    report, model = out / "sft" / "phase.json", out / "sft" / "model" / "model.safetensors"
+    path = report if damage == "report" else model
+    path.write_bytes(path.read_bytes()[:-40] + b" " * 39 + b"x")
+    for _ in range(2):
+        with pytest.raises(TrainError, match=rf"{path.name}: damaged. Delete the phase's phase.json"):
+            run.train(pipeline(data, *phases), data=data, out=out, resume=True)
+    report.unlink()
+    shutil.rmtree(out / "dpo")
+    run.train(pipeline(data, *phases), data=data, out=out, resume=True)
+    assert lines(out) == lines(tmp_path / "whole")
+    for file in ("sft/model/model.safetensors", "model/model.safetensors"):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 def limit_file_size():
     """A disk that takes no more than 60 kB a file."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

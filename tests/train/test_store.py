@@ -3,6 +3,7 @@
 import datetime
 import threading
 
+import numpy as np
 import pytest
 
 from prefkit.errors import TrainError
@@ -72,9 +73,9 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reference.np, "save", full)
+    monkeypatch.setattr(reference, "save_file", full)
     with pytest.raises(OSError, match="No space"):
-        reference._write(tmp_path / "00000.npy", None)
+        reference._write(tmp_path / "00000.safetensors", np.zeros(1, np.float32))
     assert not list(tmp_path.iterdir())
     assert not is_whole(tmp_path / "00000.arrow")
 
