@@ -11,6 +11,10 @@ Queries, keys and values are cut by one ``split`` each, whose backward is one co
 would write a gradient of the size of the whole bin for every segment. The copies of shared keys are the price of
 needing no special kernel: ``sum(depths)`` rows a layer, a few percent of the bin's activations.
 
+On CUDA, in 16 bits, all segments are one call of a variable-length flash kernel instead (`attention_varlen`). Which of
+the two a model takes is the name of its attention implementation, chosen once by `choose`; what the kernel cannot
+compute (soft caps, sinks, dropout) takes SDPA or the plain softmax there too.
+
 The function is registered with transformers' ``AttentionInterface``, and the segments travel through the model's
 forward as a keyword argument. Since transformers builds masks only for the implementations it knows, none is built
 here (nor is its packed-sequence detection run), so everything that a model says by its mask must be said by arguments:
@@ -25,7 +29,8 @@ Shape suffixes: B batch, H heads, N queries, M keys, D width of a head, T tokens
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +39,12 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from prefkit.errors import TrainError
+from prefkit.train import attention_varlen
 from prefkit.train.pack import Segments, Sequence, build_tree, collate
 
 NAME = "prefkit_tree"
+VARLEN_NAME = "prefkit_tree_varlen"
+Kernel = Literal["auto", "varlen", "sdpa"]
 
 # Arguments that reach every attention function and say nothing about who attends to whom.
 _HARMLESS = {"position_ids", "position_embeddings", "cache_position", "use_cache", "output_attentions", "is_causal"}
@@ -56,9 +64,13 @@ def tree_attention(
     segments: Segments | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    varlen: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of each segment to its path, as transformers calls it: returns [B, T, H, D] and no weights."""
+    """Attention of each segment to its path, as transformers calls it: returns [B, T, H, D] and no weights.
+
+    With `varlen` by the variable-length kernel, where it can.
+    """
     window = _window(module, others)
     _refuse_unknown(module, attention_mask, others)
     tokens = query_BHTD.shape[2]
@@ -74,6 +86,8 @@ def tree_attention(
         # Rotated queries and keys come in float32; autocast would cast them for SDPA, but does not see a `CausalBias`.
         dtype = torch.get_autocast_dtype(device)
         query_BHTD, key_BHTD, value_BHTD = query_BHTD.to(dtype), key_BHTD.to(dtype), value_BHTD.to(dtype)
+    if varlen and softcap is None and s_aux is None and attention_varlen.fits(query_BHTD, dropout):
+        return attention_varlen.attend(query_BHTD, key_BHTD, value_BHTD, segments, scale, window), None
 
     queries = query_BHTD.split(segments.lengths, dim=2)
     keys = list(key_BHTD.split(segments.lengths, dim=2))
@@ -186,11 +200,54 @@ def _refuse_unknown(module: nn.Module, attention_mask: Tensor | None, others: di
 
 
 AttentionInterface.register(NAME, tree_attention)
+AttentionInterface.register(VARLEN_NAME, functools.partial(tree_attention, varlen=True))
 
 
-def enable(model: nn.Module) -> None:
+def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation's name for what a pipeline file asks; "auto" is the variable-length kernel where there is one.
+
+    TrainError where "varlen" is asked for and cannot be had, or gives another result than SDPA.
+    """
+    reason = None if kernel == "sdpa" else attention_varlen.missing(device, dtype)
+    if kernel == "varlen" and reason:
+        raise TrainError(f'attention = "varlen" cannot be had: {reason}.')
+    if kernel == "sdpa" or reason:
+        return NAME
+    error = kernel_error(device, dtype)
+    if error > KERNEL_TOLERANCE:
+        raise TrainError(
+            f"the variable-length attention of this machine differs from scaled dot products by {error:.1e}: "
+            'set attention = "sdpa", and please report this.'
+        )
+    return VARLEN_NAME
+
+
+KERNEL_TOLERANCE = 3e-2  # two sums of 16-bit numbers in different orders, and their gradients
+
+
+def kernel_error(device: torch.device, dtype: torch.dtype) -> float:
+    """How far the kernel is from SDPA on a small tree, relative, in values and gradients, with a window and without."""
+    segments = Segments(lengths=[70, 9, 1, 40, 33], depths=[0, 50, 58, 13, 0])
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, sum(segments.lengths), 64) for heads in (4, 2, 2)]
+    states = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+    pull = torch.randn(1, sum(segments.lengths), 4, 64, generator=generator).to(device, dtype)
+    worst = 0.0
+    for window in (None, 20):
+        results = []
+        for varlen in (False, True):
+            extra: dict[str, Any] = {"sliding_window": window, "segments": segments, "varlen": varlen}
+            with torch.enable_grad():
+                output, _ = tree_attention(nn.Module(), *states, None, **extra)
+                results.append([output.detach(), *torch.autograd.grad(output, states, pull)])
+        for expected, found in zip(*results, strict=True):
+            worst = max(worst, ((found - expected).float().norm() / expected.float().norm()).item())
+    return worst
+
+
+def enable(model: nn.Module, name: str = NAME) -> None:
     """Make `model` compute its attention along token trees. Call after `supports` found nothing against it."""
-    unwrap(model).set_attn_implementation(NAME)
+    unwrap(model).set_attn_implementation(name)
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -23,6 +23,7 @@ from prefkit import config, resolve
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.resolve import Call
+from prefkit.train.attention import Kernel
 from prefkit.train.chat import LengthPolicy
 from prefkit.train.policy import Dtype
 
@@ -67,6 +68,7 @@ class Phase:
     column: str = "chosen"  # sft: the answers to learn, or a message column whose assistant turns are all learned
     reference: Literal["cached", "live"] = "cached"  # computed once and kept, or every step by a second model in memory
     dtype: Dtype = "float32"  # of the computation; weights are always float32
+    attention: Kernel = "auto"  # varlen: one flash call a layer, CUDA and bfloat16; sdpa: one call a segment, anywhere
     lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora; merged at the end of the phase
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third slower
     seed: Seed = 0  # of the order of the data, and of LoRA

@@ -38,7 +38,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,19 +99,19 @@ def build_tree(sequences: Seq[Sequence], pairs: ArrayLike, *, pair_rows: ArrayLi
     tokens, order, prefix = _sorted_with_lcp(sequences)
     start_S, depth_S, leaf_Q = _segments(list(map(len, tokens)), prefix)
     tokens_T = np.concatenate([row[shared:] for row, shared in zip(tokens, prefix, strict=True)])
-    paths = _paths(start_S, depth_S, len(tokens_T))
+    path_S = paths(start_S, depth_S, len(tokens_T))
 
     # The token before, on the path: the one to the left, except at a segment's first token. (-1 for a root: no entry.)
     previous_T = np.arange(-1, len(tokens_T) - 1, dtype=np.int32)
     positions_T = np.arange(len(tokens_T), dtype=np.int32)
-    for path, start, depth in zip(paths, start_S, depth_S, strict=True):
+    for path, start, depth in zip(path_S, start_S, depth_S, strict=True):
         positions_T[start : start + len(path) - depth] += depth - start
         previous_T[start] = path[depth - 1] if depth else -1
 
     segment_Q = np.empty(len(sequences), dtype=np.int32)
     segment_Q[order] = leaf_Q
     targets = [
-        paths[s][sequence.start : len(sequence.tokens)] for s, sequence in zip(segment_Q, sequences, strict=True)
+        path_S[s][sequence.start : len(sequence.tokens)] for s, sequence in zip(segment_Q, sequences, strict=True)
     ]
     targets_E = np.concatenate(targets)
     wanted_T = np.zeros(len(tokens_T), dtype=bool)
@@ -134,13 +134,13 @@ def build_tree(sequences: Seq[Sequence], pairs: ArrayLike, *, pair_rows: ArrayLi
     )
 
 
-def _paths(start_S: list[int], depth_S: list[int], size: int) -> list[NDArray[np.int32]]:
+def paths(start_S: list[int], depth_S: list[int], size: int) -> list[NDArray[np.int32]]:
     """Offsets of the tokens from the root to the end of each segment."""
-    paths: list[NDArray[np.int32]] = []
+    found: list[NDArray[np.int32]] = []
     for start, end, depth in zip(start_S, [*start_S[1:], size], depth_S, strict=True):
         own = np.arange(start, end, dtype=np.int32)
-        paths.append(np.concatenate([paths[-1][:depth], own]) if depth else own)
-    return paths
+        found.append(np.concatenate([found[-1][:depth], own]) if depth else own)
+    return found
 
 
 def _sorted_with_lcp(sequences: Seq[Sequence]) -> tuple[list[NDArray[np.int32]], list[int], list[int]]:
@@ -261,6 +261,7 @@ class Segments:
 
     lengths: list[int]
     depths: list[int]
+    layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # kept by attention, by device
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ class Bin:
 
     def to(self, device: torch.device | str) -> Bin:
         """The same bin with its tensors on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)
         }

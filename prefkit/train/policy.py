@@ -132,7 +132,9 @@ def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
         raise UsageError(f"[model] config: no {model_type} can be made of these values: {reason}") from error
 
 
-def ready(model: Any, *, dtype: Dtype, gradient_checkpointing: bool = False) -> Policy:
+def ready(
+    model: Any, *, dtype: Dtype, kernel: attention.Kernel = "auto", gradient_checkpointing: bool = False
+) -> Policy:
     """Put a model on the device, without dropout, with tree attention where it can have it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     without_dropout(model)
@@ -140,7 +142,9 @@ def ready(model: Any, *, dtype: Dtype, gradient_checkpointing: bool = False) -> 
     _check_no_noise(model.to(device))
     padded_because = attention.supports(model)
     if padded_because is None:
-        attention.enable(model)
+        attention.enable(model, attention.choose(kernel, device, getattr(torch, dtype)))
+    elif kernel == "varlen":
+        raise TrainError(f'attention = "varlen" has no effect on padded batches, and {padded_because}.')
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(model, device, dtype, padded_because)

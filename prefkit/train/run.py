@@ -168,7 +168,9 @@ def run_phase(job: Job, number: int) -> None:
     order = make_plan(train_set.examples, phase)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
-    now = policy.ready(start, dtype=phase.dtype, gradient_checkpointing=phase.gradient_checkpointing)
+    now = policy.ready(
+        start, dtype=phase.dtype, kernel=phase.attention, gradient_checkpointing=phase.gradient_checkpointing
+    )
     if now.padded_because:
         job.progress.note(f"{phase.name}: padded batches, not token trees, since {now.padded_because}.")
     made_from = {
