@@ -124,7 +124,8 @@ def pair_figures(
     if of_pairs is None:
         columns = {"logps/chosen": own.chosen_P, "logps/rejected": own.rejected_P}
     else:
-        columns = per_pair(of_pairs(own, None if reference_logps is None else sides(reference_logps)), own)
+        base = None if reference_logps is None else sides(reference_logps)
+        columns = per_pair(of_pairs(own, base), own, base)
     columns["logps/accuracies"] = preferred(own.chosen_P, own.rejected_P)
     per_token = own.chosen_P / own.chosen_length_P, own.rejected_P / own.rejected_length_P
     columns["logps/accuracies_per_token"] = preferred(*per_token)

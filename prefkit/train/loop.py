@@ -165,7 +165,7 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
     parameters = loop.policy.trained().values()
     limit = loop.phase.max_grad_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
-    sums = torch.stack([result.sums for result in results]).sum(0).tolist()
+    sums = torch.stack([result.figures_NP.sum(1) for result in results]).sum(0).tolist()
     figures = {name: value / step.examples for name, value in zip(loop.objective.names, sums, strict=True)}
     if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
         raise not_finite(loop, step, results, at)
@@ -210,7 +210,7 @@ def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> Train
     examples = loop.train_set.examples
     preferences = isinstance(loop.objective, Preference)
     rows = torch.cat([bin.pair_rows_P if preferences else bin.sequence_rows_Q for bin in step.bins])
-    losses = torch.cat([result.losses.cpu() for result in results])
+    losses = torch.cat([result.figures_NP[0].cpu() for result in results])
     bad = rows[~losses.isfinite()].tolist()
     what = "the loss" if bad else "the gradient"
     named = pair_ids(

@@ -4,6 +4,13 @@ Names are TRL's where TRL has the figure: `loss`, `rewards/chosen`, `rewards/rej
 `rewards/margins`, `logps/chosen`, `logps/rejected`, `grad_norm`, `learning_rate`, `num_tokens`, and `eval_` before
 each on the test split. Besides:
 
+    logps/chosen_change                   log-probability of the chosen answer, policy minus reference, in nats
+    kl                                    reference minus policy, mean of both answers, in nats: an estimate of
+                                          KL(reference || policy) of a prompt's answer, unbiased as far as the data's
+                                          answers are the reference's own (k1 of Schulman 2020, "Approximating KL
+                                          divergence"), and else a distance from what the reference says of them
+    longer/data, longer/policy            how often the longer answer is the chosen one, and how often the policy's
+                                          rewards prefer it
     pairs_per_second, tokens_per_second   of this step alone, from reading its rows to the updated weights
     packing_efficiency                    tokens computed / (bins x max_tokens)
     sharing_factor                        tokens of both full sequences of every pair, unpadded / tokens computed

@@ -26,17 +26,30 @@ from prefkit.train.modifiers import add_sft
 from prefkit.train.pack import Bin
 from prefkit.train.stream import Step
 
+FIGURES = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "longer/data",
+    "longer/policy",
+)
+OF_REFERENCE = ("logps/chosen_change", "kl")  # where there is a reference
+
 
 class BinLoss(NamedTuple):
-    """`total` is this bin's part of the step's loss; `losses` has one value an example, `sums` one a name of `names`.
+    """`total` is this bin's part of the step's loss, and alone carries gradient.
 
-    Only `total` carries gradient. `expected` is the sum that `losses` would have if the policy were the reference; None
-    where there is no reference.
+    `figures_NP` has a row a name of `names`, the loss first, and a value a pair (in supervised fine-tuning, a
+    sequence). `expected` is the sum that the losses would have if the policy were the reference; None where there is
+    no reference.
     """
 
     total: Tensor
-    losses: Tensor
-    sums: Tensor
+    figures_NP: Tensor
     expected: Tensor | None
 
 
@@ -47,15 +60,11 @@ class Preference:
     loss: Callable[..., LossOutput]
     takes_reference: bool
     sft_weight: float
-    names: Sequence[str] = (
-        "loss",
-        "rewards/chosen",
-        "rewards/rejected",
-        "rewards/accuracies",
-        "rewards/margins",
-        "logps/chosen",
-        "logps/rejected",
-    )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The figures of a pair, as `per_pair` gives them."""
+        return FIGURES + OF_REFERENCE if self.takes_reference else FIGURES
 
     @classmethod
     def of(cls, call: Call, sft_weight: float) -> Preference:
@@ -76,13 +85,11 @@ class Preference:
         policy = pair_logps(logps_Q, bin)
         reference = None if reference_Q is None else pair_logps(reference_Q, bin)
         output = self.of_pairs(policy, reference)
-        losses_P = output.losses_P.detach()
-        columns = per_pair(LossOutput(losses_P, *output[1:]), policy)
+        columns = per_pair(LossOutput(output.losses_P.detach(), *output[1:]), policy, reference)
         expected = None if reference is None else self.of_pairs(reference, reference).losses_P.sum()
         return BinLoss(
             total=output.losses_P.sum() / step.examples,
-            losses=losses_P,
-            sums=torch.stack([columns[name].sum() for name in self.names]),
+            figures_NP=torch.stack([columns[name] for name in self.names]),
             expected=expected,
         )
 
@@ -118,26 +125,33 @@ class Supervised:
 
     def of_bin(self, logps_Q: Tensor, reference_Q: Tensor | None, bin: Bin, step: Step) -> BinLoss:
         """The bin's part of the mean over the step's completion tokens."""
-        losses_Q = -logps_Q.detach()
         # Metrics are divided by the step's examples; this mean is over tokens, hence the factor.
-        mean = losses_Q.sum() / step.completion_tokens
-        return BinLoss(-logps_Q.sum() / step.completion_tokens, losses_Q, (mean * step.examples)[None], None)
+        losses_Q = -logps_Q.detach() * (step.examples / step.completion_tokens)
+        return BinLoss(-logps_Q.sum() / step.completion_tokens, losses_Q[None], None)
 
 
-def per_pair(output: LossOutput, policy: LogProbs) -> dict[str, Tensor]:
-    """What is reported of pairs, one value a pair.
+def per_pair(output: LossOutput, policy: LogProbs, reference: LogProbs | None) -> dict[str, Tensor]:
+    """What is reported of pairs, one value a pair; `prefkit.train.metrics` says what each figure is.
 
     An exact tie of rewards counts half, where TRL counts it as wrong.
     """
-    return {
+    right_P = preferred(output.chosen_rewards_P, output.rejected_rewards_P)
+    longer_P = preferred(policy.chosen_length_P, policy.rejected_length_P)
+    figures = {
         "loss": output.losses_P,
         "rewards/chosen": output.chosen_rewards_P,
         "rewards/rejected": output.rejected_rewards_P,
-        "rewards/accuracies": preferred(output.chosen_rewards_P, output.rejected_rewards_P),
+        "rewards/accuracies": right_P,
         "rewards/margins": output.chosen_rewards_P - output.rejected_rewards_P,
         "logps/chosen": policy.chosen_P.detach(),
         "logps/rejected": policy.rejected_P.detach(),
+        "longer/data": longer_P.to(right_P.dtype),
+        "longer/policy": right_P * longer_P + (1 - right_P) * (1 - longer_P),
     }
+    if reference is not None:
+        chosen_P, rejected_P = policy.chosen_P - reference.chosen_P, policy.rejected_P - reference.rejected_P
+        figures |= {"logps/chosen_change": chosen_P.detach(), "kl": -(chosen_P + rejected_P).detach() / 2}
+    return figures
 
 
 def preferred(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
