@@ -30,11 +30,11 @@ from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest
 from prefkit.train import chat, policy, reference, tokenizer
 from prefkit.train.chat import LengthPolicy, Tokenising
+from prefkit.train.examples import Examples
 from prefkit.train.losses import LogProbs, LossOutput, sigmoid
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import per_pair, preferred
 from prefkit.train.policy import Dtype
-from prefkit.train.stream import Examples
 
 SLICES = ("source", "lang")
 Z_95 = 1.959964

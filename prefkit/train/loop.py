@@ -26,13 +26,14 @@ from torch import Tensor
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest
 from prefkit.train import checkpoint, evaluate, metrics, reference
+from prefkit.train.examples import Examples
 from prefkit.train.metrics import Progress
 from prefkit.train.objective import BinLoss, Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, warmup_steps
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
 from prefkit.train.store import Store
-from prefkit.train.stream import Examples, Plan, Step, make_step
+from prefkit.train.stream import Plan, Step, make_step
 
 ReferenceOf = Callable[[Bin], Tensor]
 

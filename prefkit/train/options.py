@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from prefkit import config, resolve
 from prefkit.config import Pipeline
@@ -30,6 +30,7 @@ from prefkit.train.policy import Dtype
 Count = Annotated[int, Ge(1)]
 NotNegative = Annotated[float, Ge(0)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Names = Annotated[list[str], MinLen(1)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 
 
@@ -73,6 +74,14 @@ class Phase:
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third slower
     seed: Seed = 0  # of the order of the data, and of LoRA
     shuffle_window: Count = 16  # how many shards are shuffled together
+    sources: Names | None = None  # train on examples of these sources alone
+    langs: Names | None = None  # and of these languages
+    min_margin: float | None = None  # and, for preferences, of at least this margin of scores
+    source_weights: dict[str, NotNegative] | None = None  # how often an epoch takes a prompt of a source; default: 1
+    lang_weights: dict[str, NotNegative] | None = None  # the same by language; both multiply
+    source_caps: Count | dict[str, Count] | None = None  # at most so many examples an epoch, of each source or of some
+    lang_caps: Count | dict[str, Count] | None = None  # the same by language
+    curriculum: Literal["easy_first", "hard_first"] | None = None  # preferences: by margin within each source
     eval_every: Count | None = None  # steps between evaluations; at the beginning and the end in any case
     checkpoint_every: Count = 100  # steps between checkpoints
     keep_checkpoints: Count = 2  # older ones are deleted
@@ -80,7 +89,7 @@ class Phase:
 
 # Options that have an effect on one kind of objective only, and are refused elsewhere.
 SFT_ONLY = ("column",)
-PREFERENCE_ONLY = ("sft_weight", "reference")
+PREFERENCE_ONLY = ("sft_weight", "reference", "min_margin", "curriculum")
 DEFAULT_LEARNING_RATE = {"sft": 2e-5, "preference": 1e-6}  # those of TRL's trainers
 MIN_STEPS_OF_WARMUP = 1.0
 

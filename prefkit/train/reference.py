@@ -26,11 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from prefkit.errors import TrainError
+from prefkit.train.examples import Examples
 from prefkit.train.files import naming, scratch
 from prefkit.train.metrics import Progress
 from prefkit.train.policy import Policy, weights_hash
 from prefkit.train.store import Store
-from prefkit.train.stream import Examples, make_step
+from prefkit.train.stream import make_step
 
 FORMAT = 2
 PROMPTS_A_BATCH = 256  # packed into bins together

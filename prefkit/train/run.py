@@ -32,16 +32,17 @@ from prefkit.config import Pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.resolve import Call
-from prefkit.train import chat, checkpoint, export, files, metrics, policy, reference, tokenizer
+from prefkit.train import chat, checkpoint, export, files, metrics, policy, reference, sampling, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
+from prefkit.train.examples import Examples
 from prefkit.train.loop import Job, Loop, ReferenceOf, SplitData, Tested, make_optimizer, run_steps
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, check
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
-from prefkit.train.stream import Examples, Plan
+from prefkit.train.stream import Plan
 
 __all__ = ["check", "plan", "train"]
 
@@ -103,7 +104,9 @@ def plan(options: TrainOptions, data: Path, *, max_steps: int | None = None) -> 
     rows = manifests.read(data).rows("train")
     planned = []
     for phase, loss in zip(options.phases, options.losses, strict=True):
-        limits = [math.ceil(rows / phase.pairs_per_step) * phase.epochs, phase.max_steps, max_steps]
+        repeats = math.prod(max(1.0, *(w or {}).values()) for w in (phase.source_weights, phase.lang_weights))
+        epochs = math.ceil(rows * repeats / phase.pairs_per_step) * phase.epochs
+        limits = [epochs, phase.max_steps, max_steps]
         planned.append(
             {
                 "phase": phase.name,
@@ -165,7 +168,7 @@ def run_phase(job: Job, number: int) -> None:
         raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
     if test_set is not None and not test_set.store.counts["examples"]:
         test_set = None  # said aloud by its summary; training does not need it
-    order = make_plan(train_set.examples, phase)
+    train_set, order = make_plan(job, phase, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
     now = policy.ready(
@@ -231,10 +234,17 @@ def open_split(job: Job, phase: Phase, loss: Call | None, split: str, model: Any
     return SplitData(store, examples)
 
 
-def make_plan(examples: Examples, phase: Phase) -> Plan:
-    """The order of the phase's steps."""
+def make_plan(job: Job, phase: Phase, train_set: SplitData) -> tuple[SplitData, Plan]:
+    """The examples that the phase takes, and the order of its steps; says what an epoch leaves out or repeats."""
+    examples, drawn = sampling.select(train_set.examples, phase)
     shards = tuple(shard.prompts for shard in examples.shards)
-    return Plan(shards, examples.counts(), phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window)
+    order = Plan(shards, examples.counts(), phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window, drawn)
+    for epoch in range(phase.epochs):
+        if said := sampling.told(order.account(epoch)):
+            job.progress.note(f"{phase.name}, epoch {epoch + 1}: {said}")
+    if not order.steps:
+        raise TrainError(f"{phase.name}: filters, weights and caps leave nothing to train on.")
+    return SplitData(train_set.store, examples), order
 
 
 def with_reference(
@@ -301,6 +311,7 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
         "metrics_bytes": metrics_bytes,
         "made_from": vocabulary(job),
         "tokens": loop.train_set.store.counts,
+        "epochs": [loop.order.account(epoch) for epoch in range(loop.phase.epochs)],
         "last_step": next((line for line in reversed(lines) if "loss" in line), None),
         "eval_before": evaluations[0] if evaluations else None,
         "eval_after": evaluations[-1] if evaluations else None,

@@ -210,8 +210,8 @@ def rows_in_order(given: argparse.Namespace) -> list[dict]:
     """The pairs of prefkit's first steps, one after another."""
     from prefkit import manifest
     from prefkit.train import chat, run, tokenizer
+    from prefkit.train.examples import Examples
     from prefkit.train.options import check_phase
-    from prefkit.train.stream import Examples
 
     phase, _ = check_phase(phase_table(given), "benchmark")
     words = tokenizer.load_tokenizer(given.work / "model")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prefkit.errors import DataError, TrainError
 from prefkit.train import chat, tokenizer
 from prefkit.train.chat import Tokenising
+from prefkit.train.examples import Examples
 from prefkit.train.metrics import Silent
-from prefkit.train.stream import Examples
 from tests.train.datasets_for_tests import pair, toy_pairs, write_data_set
 
 ALL = Tokenising(None, "truncate", None)

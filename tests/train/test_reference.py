@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 from prefkit.errors import TrainError
 from prefkit.train import chat, policy, reference, tokenizer
 from prefkit.train.chat import Tokenising
+from prefkit.train.examples import Examples
 from prefkit.train.metrics import Silent
-from prefkit.train.stream import Examples
 from tests.train.datasets_for_tests import TINY, toy_pairs, write_data_set
 
 QUIET = {"progress": Silent()}

@@ -9,9 +9,9 @@ import pytest
 from prefkit.errors import TrainError
 from prefkit.train import chat, reference, tokenizer
 from prefkit.train.chat import Tokenising
+from prefkit.train.examples import Examples
 from prefkit.train.metrics import Silent
 from prefkit.train.store import is_whole
-from prefkit.train.stream import Examples
 from tests.train.datasets_for_tests import toy_pairs, write_data_set
 
 ALL = Tokenising(None, "truncate", None)

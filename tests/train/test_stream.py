@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from prefkit.train import chat, stream, tokenizer
 from prefkit.train.chat import Tokenising
+from prefkit.train.examples import Examples
 from prefkit.train.metrics import Silent
-from prefkit.train.stream import Examples, Plan
+from prefkit.train.stream import Plan
 from tests.train.datasets_for_tests import pair, toy_pairs, write_data_set
 
 

@@ -1,0 +1,196 @@
+"""Sampling: which examples a phase may take, how often an epoch takes a prompt, and when its turn comes.
+
+    filters      `sources`, `langs`, `min_margin` of a phase: other examples are never taken
+    weights      `source_weights`, `lang_weights`: how many times an epoch takes a prompt, on average over the epochs
+    caps         `source_caps`, `lang_caps`: at most so many examples of a source or language an epoch, the first ones
+                 in the epoch's order, which differs from epoch to epoch
+    curriculum   `easy_first` or `hard_first`: an epoch goes by margin, and is shuffled only where margins are equal
+
+Examples are pairs, or answers in supervised fine-tuning. A filter judges examples; all else goes by whole prompts,
+whose source and language are those of their first example.
+
+With weight w a prompt is taken floor(w (e + 1) + u) - floor(w e + u) times in epoch e, where u in [0, 1) is a hash of
+seed and prompt: 2.5 is two or three times an epoch and five times in any two, 0.5 every other epoch, a different half
+of the prompts each time. These are weights of sampling and not of the loss: the expected gradient is the same, but a
+step stays the plain mean of its examples, so losses that look at a whole step keep their meaning.
+
+Margins of different sources are on different scales, so a curriculum goes by the quantile of a prompt's mean margin
+among the prompts of its source: easy pairs (large margins) of all sources come together.
+
+All of it is a function of seed, epoch and data. What is left out or repeated is counted (`Plan.account`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prefkit.errors import TrainError, did_you_mean
+from prefkit.train.examples import Examples, running
+from prefkit.train.options import Phase
+
+COPY = 40  # bits of a prompt's number; what stands above tells its copies in an epoch apart
+
+
+def select(examples: Examples, phase: Phase) -> tuple[Examples, Sampling]:
+    """The examples that a phase's filters let through, and how its epochs draw from them.
+
+    TrainError if a source or language that an option names is not there, or a curriculum lacks margins.
+    """
+    values = {"source": examples.values("source"), "lang": examples.values("lang")}
+    kept, fallen = keep(values, examples.margins(), phase)
+    first = running(examples.counts())[:-1]
+    of_prompts = {name: column[first] for name, column in values.items()}
+    examples = examples.keeping(kept)
+    weights, caps = None, []
+    for name in values:
+        given, limits = getattr(phase, f"{name}_weights"), getattr(phase, f"{name}_caps")
+        if given is not None:
+            weights = weights_of(f"{name}_weights", given, of_prompts[name]) * (1.0 if weights is None else weights)
+        if limits is not None:
+            caps.append(cap_of(f"{name}_caps", limits, of_prompts[name]))
+    turn = None if phase.curriculum is None else turns(phase.curriculum, mean_margins(examples), of_prompts["source"])
+    return examples, Sampling(weights, tuple(caps), turn, fallen)
+
+
+def told(account: Mapping[str, int]) -> str:
+    """The account of an epoch (`Plan.account`) in one line for people; empty if each example is taken once."""
+    rest = [f"{count:,} {what.replace('_', ' ')}" for what, count in account.items() if "by" in what and count]
+    return f"{account['taken']:,} of {account['examples']:,} examples ({', '.join(rest)})" if rest else ""
+
+
+def keep(values: Mapping[str, np.ndarray], margins: np.ndarray, phase: Phase) -> tuple[np.ndarray, dict[str, int]]:
+    """Which examples the filters let through, as a mask, and how many fell by each filter, the first that they met."""
+    kept = np.ones(len(margins), dtype=bool)
+    fallen: dict[str, int] = {}
+
+    def judge(name: str, good: np.ndarray) -> None:
+        fallen[f"left_out_by_{name}"] = int((kept & ~good).sum())
+        kept[~good] = False
+
+    for name, wanted in (("source", phase.sources), ("lang", phase.langs)):
+        if wanted is not None:
+            _check_known(f"{name}s", wanted, values[name])
+            judge(f"{name}s", np.isin(values[name].astype(str), wanted))
+    if phase.min_margin is not None:
+        judge("min_margin", margins >= phase.min_margin)  # also those without scores
+    return kept, {name: count for name, count in fallen.items() if count}
+
+
+def mean_margins(examples: Examples) -> np.ndarray:
+    """The mean margin of each prompt's examples; 0 for a prompt that has none left."""
+    counts, margins = examples.counts(), examples.margins()
+    kept = np.ones(len(margins), dtype=bool) if examples.kept is None else examples.kept
+    prompt = np.repeat(np.arange(len(counts)), counts)
+    return np.bincount(prompt, margins[kept], minlength=len(counts)) / np.maximum(counts, 1)
+
+
+@dataclass(frozen=True)
+class Cap:
+    """At most `limits[g]` examples an epoch of the prompts whose `groups` is g."""
+
+    groups: np.ndarray
+    limits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What an epoch takes of the prompts, by arrays over them; the default takes each once, shuffled."""
+
+    weights: np.ndarray | None = None
+    caps: tuple[Cap, ...] = ()
+    turn: np.ndarray | None = None  # the curriculum: lower comes first
+    filtered: dict[str, int] = field(default_factory=dict)  # how many examples fell before, by filter
+
+    def times(self, prompts: int, seed: int, epoch: int) -> np.ndarray:
+        """How many times this epoch takes each prompt."""
+        if self.weights is None:
+            return np.ones(prompts, dtype=np.int64)
+        offset = _hashed(np.arange(prompts), seed, salt=3) / 2.0**64
+        ends = [np.floor(self.weights * end + offset) for end in (epoch, epoch + 1)]
+        return (ends[1] - ends[0]).astype(np.int64)
+
+    def capped(self, order: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The prompts of an epoch without those that exceed a cap; `counts` are the examples of each prompt."""
+        for cap in self.caps:
+            fits = np.ones(len(order), dtype=bool)
+            for group, limit in enumerate(cap.limits):
+                mine = np.flatnonzero(cap.groups[order] == group)
+                fits[mine] = np.cumsum(counts[order[mine]]) <= limit
+            order = order[fits]
+        return order
+
+    def in_turn(self, order: np.ndarray) -> np.ndarray:
+        """The same prompts as the curriculum wants them."""
+        return order if self.turn is None else order[np.argsort(self.turn[order], kind="stable")]
+
+
+def weights_of(name: str, weights: Mapping[str, float], values: np.ndarray) -> np.ndarray:
+    """The weight of each prompt by its source or language; 1 for those that are not named."""
+    _check_known(name, weights, values)
+    return np.array([weights.get(value, 1.0) for value in values])
+
+
+def cap_of(name: str, caps: int | Mapping[str, int], values: np.ndarray) -> Cap:
+    """A cap by source or language: one number for each of them, or numbers for some."""
+    if not isinstance(caps, int):
+        _check_known(name, caps, values)
+    known, groups = np.unique(values.astype(str), return_inverse=True)
+    no_limit = np.iinfo(np.int64).max
+    limits = [caps if isinstance(caps, int) else caps.get(str(value), no_limit) for value in known]
+    return Cap(groups, np.array(limits, dtype=np.int64))
+
+
+def turns(curriculum: str, margins: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """The turn of each prompt in [0, 1] by its mean margin: quantiles within its source, equal margins sharing one."""
+    missing = int(np.isnan(margins).sum())
+    if missing:
+        raise TrainError(
+            f'curriculum = "{curriculum}" goes by margin, but {missing:,} of {len(margins):,} prompts have pairs '
+            "without scores. Leave the curriculum out, or those pairs, with min_margin = 0."
+        )
+    known, groups = np.unique(sources.astype(str), return_inverse=True)
+    quantiles = np.zeros(len(margins))
+    for group in range(len(known)):
+        mine = np.sort(margins[groups == group])
+        below, up_to = (np.searchsorted(mine, margins[groups == group], side) for side in ("left", "right"))
+        quantiles[groups == group] = (below + up_to) / (2 * len(mine))
+    return quantiles if curriculum == "hard_first" else 1 - quantiles
+
+
+def shuffled(values: np.ndarray, seed: int, epoch: int, *, salt: int) -> np.ndarray:
+    """`values` sorted by a hash of each with the seed, the epoch and the salt.
+
+    A hash (splitmix64) and not a library's random generator, whose stream may change between versions.
+    """
+    return values[np.argsort(_hashed(values, seed, epoch, salt=salt), kind="stable")]
+
+
+def repeated(prompts: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Each prompt as often as `times` says, its copies told apart by the bits above COPY."""
+    first = np.repeat(np.cumsum(times) - times, times)
+    return np.repeat(prompts, times) + ((np.arange(len(first)) - first) << COPY)
+
+
+def _hashed(values: np.ndarray, *key: int, salt: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        mixed: np.uint64 | np.ndarray = np.uint64(0)
+        for part in (*key, salt):
+            mixed = _splitmix(mixed ^ np.uint64(part))
+        return np.asarray(_splitmix(_splitmix(values.astype(np.uint64)) ^ mixed))
+
+
+def _splitmix(value: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _check_known(option: str, named: Collection[str], values: np.ndarray) -> None:
+    known = set(values.tolist())
+    for name in named:
+        if name not in known:
+            raise TrainError(f'{option}: the train split has nothing of "{name}".{did_you_mean(name, known)}')
