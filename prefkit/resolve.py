@@ -70,11 +70,13 @@ def load(address: str) -> Callable[..., Any]:
 
 
 def functions_of(module: Any) -> list[str]:
-    """Names of the public functions that a module itself defines."""
+    """Names of the public functions that a module has and itself defines, or a module within it if it is a package."""
     return [
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        if inspect.isfunction(value)
+        and f"{value.__module__}.".startswith(f"{module.__name__}.")
+        and not name.startswith("_")
     ]
 
 

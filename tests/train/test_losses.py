@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from prefkit.resolve import functions_of, options_of
 from prefkit.train import losses
 from prefkit.train.losses import LogProbs
+from prefkit.train.losses.common import f_scores
 from prefkit.train.modifiers import add_sft
 
 PAIRS, WIDTH = 5, 12
@@ -46,7 +48,9 @@ def trl_dpo(token_logps, reference_sums, loss_types, lengths=LENGTHS, loss_weigh
         loss_weights=loss_weights or [1.0] * len(loss_types),
         label_smoothing=options.get("label_smoothing", 0.0),
         beta=options["beta"],
-        f_divergence_type="reverse_kl",
+        f_divergence_type=options.get("f_divergence", "reverse_kl"),
+        f_alpha_divergence_coef=options.get("alpha"),
+        args=SimpleNamespace(discopop_tau=options.get("tau")),
         precompute_ref_logps=True,
         ld_alpha=None,
         use_weighting=False,
@@ -69,19 +73,36 @@ def trl_dpo(token_logps, reference_sums, loss_types, lengths=LENGTHS, loss_weigh
     return loss, trainer._metrics["train"]
 
 
-def assert_same(ours, theirs, token_logps):
-    assert torch.allclose(ours, theirs, rtol=1e-6, atol=0)
+def assert_same(ours, theirs, token_logps, tolerance=1e-6):
+    assert torch.allclose(ours, theirs.to(ours.dtype), rtol=tolerance, atol=0)
     (grad,), (expected,) = (torch.autograd.grad(loss, token_logps, retain_graph=True) for loss in (ours, theirs))
     assert expected.abs().max() > 0
-    assert torch.allclose(grad, expected, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(grad, expected, rtol=tolerance, atol=1e-3 * tolerance)
+
+
+SMOOTHED = {"label_smoothing": 0.2}
+OF_TRL = {
+    "sigmoid": [{}],
+    "sigmoid_norm": [{}],
+    "ipo": [{}],
+    "hinge": [{}],
+    "robust": [{"label_smoothing": 0.0}, SMOOTHED],
+    "exo_pair": [{"label_smoothing": 1e-3}, SMOOTHED],
+    "discopop": [{"tau": 0.05}, {"tau": 0.8}],
+    "nca_pair": [{}],
+    "sppo_hard": [{}],
+    "apo_zero": [{}],
+    "apo_down": [{}],
+}
 
 
 @pytest.mark.parametrize("beta", [0.05, 1.0, 5.0])
-@pytest.mark.parametrize("name", ["sigmoid", "sigmoid_norm", "ipo", "hinge"])
-def test_equals_trl(name, beta, token_logps, reference_sums):
+@pytest.mark.parametrize(("name", "options"), [(name, given) for name, cases in OF_TRL.items() for given in cases])
+def test_equals_trl(name, options, beta, token_logps, reference_sums):
     token_logps.requires_grad_()
-    output = getattr(losses, name)(as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums), beta=beta)
-    expected, log = trl_dpo(token_logps, reference_sums, [name], beta=beta)
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    output = getattr(losses, name)(policy, reference, beta=beta, **options)
+    expected, log = trl_dpo(token_logps, reference_sums, [name], beta=beta, **options)
     assert_same(output.losses_P.mean(), expected, token_logps)
     assert output.chosen_rewards_P.mean().item() == pytest.approx(log["rewards/chosen"][0], rel=1e-6)
     assert output.rejected_rewards_P.mean().item() == pytest.approx(log["rewards/rejected"][0], rel=1e-6)
@@ -98,6 +119,110 @@ def test_smoothed_sigmoid_equals_trl_one_pair_at_a_time(token_logps, reference_s
         options = {"lengths": LENGTHS[rows], "beta": 0.3, "label_smoothing": 0.2}
         expected, _ = trl_dpo(token_logps[rows], reference_sums[rows], ["aot"], **options)
         assert_same(ours[i], expected, token_logps)
+
+
+OF_A_MARGIN = ["sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop"]  # TRL's own list
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "js_divergence", 0.3, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("name", OF_A_MARGIN)
+def test_f_divergences_equal_trl(name, divergence, token_logps, reference_sums):
+    token_logps.requires_grad_()
+    # TRL's alpha-divergence knows no float64, only what it computes in.
+    reduced = isinstance(divergence, float)
+    near = token_logps / 8  # farther from the reference, TRL's discopop is infinity times zero
+    near, reference_sums = (near.float(), reference_sums.float() / 8) if reduced else (near, reference_sums / 8)
+    shared = {"beta": 0.3} | ({"label_smoothing": 0.1} if name in ("exo_pair", "robust") else {})
+    shared |= {"tau": 0.05} if name == "discopop" else {}
+    policy, reference = as_logprobs(near.sum(1)), as_logprobs(reference_sums)
+    output = getattr(losses, name)(policy, reference, f_divergence=divergence, **shared)
+    of_trl = {"f_divergence": "alpha_divergence", "alpha": divergence} if reduced else {"f_divergence": divergence}
+    expected, log = trl_dpo(near, reference_sums, [name], **shared, **of_trl)
+    assert_same(output.losses_P.mean(), expected, token_logps, 5e-6 if reduced else 1e-6)
+    assert output.chosen_rewards_P.mean().item() == pytest.approx(log["rewards/chosen"][0], rel=1e-5)
+
+
+def test_only_losses_of_a_margin_take_f_divergences():
+    """The term that an f-divergence leaves open cancels in the margin alone."""
+    taking = [name for name in functions_of(losses) if "f_divergence" in options_of(getattr(losses, name))]
+    assert sorted(taking) == sorted(OF_A_MARGIN)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js_divergence", 0.3, 2.5])
+def test_f_scores_are_derivatives_of_f(divergence):
+    """The paper's definition: with t the probability ratio, the score is f'(t), which autograd can tell."""
+    f = {
+        "reverse_kl": lambda t: t * t.log(),
+        "forward_kl": lambda t: -t.log() + t,  # the linear term is TRL's choice, and cancels between two answers
+        "js_divergence": lambda t: t * t.log() - (t + 1) * ((t + 1) / 2).log(),
+    }.get(divergence, lambda t: (t**divergence / divergence - t) / (divergence - 1))
+    t = torch.tensor([0.01, 0.5, 1.0, 1.7, 40.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(f(t).sum(), t)
+    found = f_scores(t.detach().log(), divergence)
+    assert torch.allclose(found - found[2], slope - slope[2], rtol=1e-9)
+
+
+def test_f_divergences_stay_finite_far_away():
+    far = torch.tensor([-1e4, 1e4], requires_grad=True)
+    for divergence in ("forward_kl", "js_divergence", 0.3, 3.0):
+        scores = f_scores(far, divergence)
+        (grad,) = torch.autograd.grad(scores.sum(), far)
+        assert scores.isfinite().all()
+        assert grad.isfinite().all()
+
+
+def test_odpo_against_its_equation(token_logps, reference_sums):
+    token_logps.requires_grad_()
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    margins = torch.tensor([0.5, 1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
+    found = losses.odpo(policy, reference, margins, beta=0.3, alpha=0.7).losses_P
+    margin = 0.3 * (policy.chosen_P - reference.chosen_P - policy.rejected_P + reference.rejected_P)
+    expected = torch.log(1 + torch.exp(0.7 * torch.log(margins) - margin))
+    assert_same(found.sum(), expected.sum(), token_logps)
+    plain = losses.sigmoid(policy, reference, beta=0.3).losses_P
+    assert torch.allclose(losses.odpo(policy, reference, margins, beta=0.3, alpha=0.0).losses_P, plain)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cpo_equals_trl_where_chosen_answers_are_equally_long(label_smoothing, token_logps):
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    token_logps.requires_grad_()
+    lengths = LENGTHS.clone()
+    lengths[:PAIRS] = 6
+    masked = (token_logps - 0.5) * (torch.arange(WIDTH) < lengths[:, None])
+    policy = as_logprobs(masked.sum(1), lengths)
+    output = losses.cpo(policy, beta=0.3, label_smoothing=label_smoothing, alpha=0.8)
+    forward = (policy.chosen_P, policy.rejected_P, masked[:0], masked[:0], -masked[:PAIRS].sum() / (6 * PAIRS))
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
+        loss_type="sigmoid",
+        beta=0.3,
+        label_smoothing=label_smoothing,
+        alpha=0.0,
+        cpo_alpha=0.8,
+        aux_loss_enabled=False,
+        concatenated_forward=lambda *_: forward,
+    )
+    trainer.cpo_loss = lambda *given: cpo.CPOTrainer.cpo_loss(trainer, *given)
+    expected, log = cpo.CPOTrainer.get_batch_loss_metrics(trainer, None, {})
+    assert_same(output.losses_P.mean(), expected, token_logps)
+    assert output.rejected_rewards_P.mean().item() == pytest.approx(log["rewards/rejected"], rel=1e-6)
+
+
+def test_orpo_equals_trl(token_logps):
+    """TRL's odds ratio; the supervised term is the paper's, over the answer alone."""
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    token_logps.requires_grad_()
+    policy = as_logprobs(token_logps.sum(1))
+    chosen, rejected = policy.chosen_P / policy.chosen_length_P, policy.rejected_P / policy.rejected_length_P
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), beta=0.4)
+    reduced, *log = orpo.ORPOTrainer.odds_ratio_loss(trainer, chosen.float(), rejected.float())
+    output = losses.orpo(policy, beta=0.4)
+    assert_same(output.losses_P.sum(), (-chosen - reduced).sum(), token_logps, 1e-5)  # TRL computes in float32
+    assert torch.allclose(output.chosen_rewards_P, log[0].double(), rtol=1e-5)
+    p, q = chosen.exp(), rejected.exp()
+    expected = -chosen - 0.4 * torch.log(torch.sigmoid(torch.log(p / (1 - p) / (q / (1 - q)))))
+    assert_same(output.losses_P.sum(), expected.sum(), token_logps)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -168,8 +293,8 @@ def test_extreme_margins_stay_finite():
     chosen = torch.tensor([1e4, -1e4], requires_grad=True)
     zero, one = torch.zeros(2), torch.ones(2)
     reference = LogProbs(zero, zero, one, one)
-    for loss in (losses.sigmoid, losses.sigmoid_norm, losses.ipo, losses.hinge):
-        output = loss(LogProbs(chosen, zero, one, one), reference, beta=1.0)
+    for name in OF_TRL:
+        output = getattr(losses, name)(LogProbs(chosen, zero, one, one), reference, beta=1.0)
         (grad,) = torch.autograd.grad(output.losses_P.sum(), chosen)
         assert output.losses_P.isfinite().all()
         assert grad.isfinite().all()
