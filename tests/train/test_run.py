@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from prefkit.errors import TrainError, UsageError
+from prefkit.resolve import functions_of
 from prefkit.train import loop, metrics, run
+from prefkit.train import losses as of_losses
 from prefkit.train.loop import learning_rate
 from prefkit.train.metrics import TIMING, Silent
 from prefkit.train.options import Phase
@@ -191,7 +193,7 @@ def test_bfloat16_learns_and_keeps_float32_weights(data, tmp_path):
     assert {t.dtype for t in load_file(tmp_path / "r" / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("objective", ["ipo", "hinge", "sigmoid_norm", "simpo", "prefkit.train.losses:sigmoid"])
+@pytest.mark.parametrize("objective", [*functions_of(of_losses), "prefkit.train.losses:sigmoid"])
 def test_every_loss_trains(data, tmp_path, objective):
     phase = {
         "name": "p",

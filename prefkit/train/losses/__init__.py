@@ -11,7 +11,7 @@ reward of DPO, in which form TRL logs them too, so that curves of different loss
 """
 
 from prefkit.train.losses.common import LogProbs, LossOutput
-from prefkit.train.losses.margin import discopop, exo_pair, hinge, ipo, odpo, robust, sigmoid, sigmoid_norm
+from prefkit.train.losses.margin import discopop, exo_pair, hinge, ipo, robust, sigmoid, sigmoid_norm
 from prefkit.train.losses.reference_free import cpo, orpo, simpo
 from prefkit.train.losses.sides import apo_down, apo_zero, nca_pair, sppo_hard
 
@@ -26,7 +26,6 @@ __all__ = [
     "hinge",
     "ipo",
     "nca_pair",
-    "odpo",
     "orpo",
     "robust",
     "sigmoid",
