@@ -37,6 +37,13 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="for tokens and reference log-probs (default: beside the shards)"
     )
+    parser.add_argument(
+        "--log-to",
+        action="append",
+        default=[],
+        choices=("wandb", "mlflow"),
+        help="send the figures there as well (repeatable)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the checked options and the plan, and stop")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     parser.set_defaults(run=_train, interrupted="interrupted. Go on with the same command and --resume.")
@@ -66,6 +73,7 @@ def _train(given: argparse.Namespace) -> int:
             cache=given.cache,
             resume=given.resume,
             max_steps=given.max_steps,
+            log_to=given.log_to,
             progress=progress,
         )
     if not given.quiet:

@@ -20,6 +20,7 @@ from prefkit.errors import UsageError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.train import metrics
 from prefkit.train.options import TrainOptions
+from prefkit.train.sinks import SINKS
 
 RECORD = "run.json"
 LOCK = ".lock"
@@ -106,9 +107,9 @@ def _check_same(out: Path, table: dict[str, Any], *, resume: bool) -> None:
 
 def _unclaim(out: Path, phases: list[str], made: list[Path]) -> None:
     """Undo the claim of a run that did not begin; what is in its cache stays, as it will be found again."""
-    for name in ("tokenizer", "tokenizer.tmp", *phases):
+    for name in ("tokenizer", "tokenizer.tmp", "wandb", *phases):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (metrics.FILE_NAME, f"{RECORD}.tmp", RECORD, LOCK):
+    for name in (metrics.FILE_NAME, *(f"{sink}.id" for sink in SINKS), f"{RECORD}.tmp", RECORD, LOCK):
         (out / name).unlink(missing_ok=True)
     for path in made:  # the innermost first; what was there before stays, empty or not
         if any(path.iterdir()):

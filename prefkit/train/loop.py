@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from prefkit.train.objective import BinLoss, Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, warmup_steps
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
+from prefkit.train.sinks import Write
 from prefkit.train.store import Store
 from prefkit.train.stream import Plan, Step, make_step
 
@@ -52,6 +53,7 @@ class Job:
     cache: Path
     tokenizer: Any
     max_steps: int | None
+    sinks: Sequence[Write]
     progress: Progress
 
 
@@ -121,7 +123,7 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
     if state["step"] == 0:
         evaluate_now(loop, 0)
     with interruptible() as interrupted:
-        for at in range(state["step"], loop.steps):
+        for at in range(state["step"], state["step"] if loop.log.stopped else loop.steps):
             started = time.perf_counter()
             step = make_step(loop.train_set.examples, loop.order.prompts(at), phase.max_tokens)
             figures = train_step(loop, step, at)
@@ -130,14 +132,13 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             done = at + 1
             speed = {"pairs_per_second": step.examples / seconds, "tokens_per_second": step.tokens / seconds}
             loop.log.write(done, {"epoch": loop.order.epoch(done), **figures, "num_tokens": tokens, **speed})
-            progress.update(
-                phase.name, done, loop.steps, f"loss {figures['loss']:.4f}, {speed['pairs_per_second']:.1f} pairs/s"
-            )
-            last, stop = done == loop.steps, interrupted()
+            progress.update(phase.name, done, loop.steps, in_short(figures, speed))
+            last, stop = done == loop.steps or loop.log.stopped, interrupted()
             if last:
                 check_weights(loop)
             if last or (phase.eval_every and done % phase.eval_every == 0):
                 evaluate_now(loop, done)
+                last |= loop.log.stopped
             if last or done % phase.checkpoint_every == 0 or stop:
                 kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length()}
                 del kept["step"]
@@ -147,6 +148,16 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
                 raise KeyboardInterrupt(
                     f"stopped after step {done} of {loop.steps} of {phase.name}; go on with --resume"
                 )
+            if loop.log.stopped:
+                progress.note(f"{phase.name} ends after step {done} of {loop.steps}, as alarms.stop asks.")
+                break
+
+
+def in_short(figures: dict[str, float], speed: dict[str, float]) -> str:
+    """What the progress line shows of a step."""
+    shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+    parts = [f"{word} {figures[name]:.3f}" for name, word in shown.items() if name in figures]
+    return ", ".join([*parts, f"{speed['pairs_per_second']:.1f} pairs/s"])
 
 
 def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,15 +32,27 @@ from typing import Any, Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from prefkit.errors import TrainError
+from prefkit.train.alarms import Alarms, Watch
+from prefkit.train.sinks import Write
 
 TIMING = ("pairs_per_second", "tokens_per_second")
 FILE_NAME = "metrics.jsonl"
 
 
 class Log:
-    """RUN/metrics.jsonl and the TensorBoard events of one phase."""
+    """RUN/metrics.jsonl, the TensorBoard events of one phase, its alarms, and where figures go besides."""
 
-    def __init__(self, out: Path, phase: str, *, length: int, first_step: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        phase: str,
+        *,
+        length: int,
+        first_step: int,
+        alarms: Alarms | None = None,
+        sinks: Sequence[Write] = (),
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """Continue the log from `length` bytes; what stands behind was written after the checkpoint and is cut off."""
         path = out / FILE_NAME
         if length and (not path.exists() or path.stat().st_size < length):
@@ -51,15 +63,27 @@ class Log:
         self._file = open(path, "ab")  # noqa: SIM115 (closed by close())
         self._file.truncate(length)
         self._events = SummaryWriter(str(out / phase), purge_step=first_step)
+        self._sinks = sinks
+        self._note = note
+        self._watch = None if alarms is None else Watch(out, phase, alarms, read(out, phase))
 
     def write(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Append one line, and every number of it to the events."""
+        """Append one line, and send every number of it to events and sinks; says what alarms find in it."""
         line = {"phase": self._phase, "step": step, **figures}
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
-        for name, value in figures.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(name, value, step)
+        numbers = dict(scalars(figures))
+        for name, value in numbers.items():
+            self._events.add_scalar(name, value, step)
+        for sink in self._sinks:
+            sink({f"{self._phase}/{name}": value for name, value in numbers.items()}, step)
+        for text in [] if self._watch is None else self._watch.see(line):
+            self._note(text)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an alarm has spoken that the options let end the phase."""
+        return self._watch is not None and self._watch.stopped
 
     def length(self) -> int:
         """Bytes written so far, after making sure that they are on the disk."""
@@ -70,6 +94,15 @@ class Log:
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+
+def scalars(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a line, also those within tables, whose names then stand before theirs."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{before}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{before}{name}", value
 
 
 def read(out: Path, phase: str | None = None) -> list[dict[str, Any]]:

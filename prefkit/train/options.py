@@ -82,6 +82,7 @@ class Phase:
     source_caps: Count | dict[str, Count] | None = None  # at most so many examples an epoch, of each source or of some
     lang_caps: Count | dict[str, Count] | None = None  # the same by language
     curriculum: Literal["easy_first", "hard_first"] | None = None  # preferences: by margin within each source
+    alarms: dict[str, Any] | None = None  # limits of prefkit.train.alarms; false: off; stop, window
     eval_every: Count | None = None  # steps between evaluations; at the beginning and the end in any case
     checkpoint_every: Count = 100  # steps between checkpoints
     keep_checkpoints: Count = 2  # older ones are deleted
@@ -90,6 +91,8 @@ class Phase:
 # Options that have an effect on one kind of objective only, and are refused elsewhere.
 SFT_ONLY = ("column",)
 PREFERENCE_ONLY = ("sft_weight", "reference", "min_margin", "curriculum")
+# Alarms that have nothing to look at where an option has no effect: there is no reference, or there are no pairs.
+ALARMS_NEED = {"displacement": "reference", "kl": "reference", "saturation": "sft_weight", "length": "sft_weight"}
 DEFAULT_LEARNING_RATE = {"sft": 2e-5, "preference": 1e-6}  # those of TRL's trainers
 MIN_STEPS_OF_WARMUP = 1.0
 
@@ -167,12 +170,27 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, Call | Non
     if phase.lora is not None:
         lora = resolve.check("prefkit.train.policy:add_lora", phase.lora, f"{where}: lora").options
         phase = dataclasses.replace(phase, lora=lora)
+    lacking = {name: figure in foreign for name, figure in ALARMS_NEED.items()}
+    phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
     _check_name(phase.name, where)
     if phase.warmup >= MIN_STEPS_OF_WARMUP and phase.warmup != int(phase.warmup):
         raise UsageError(f"{where}: option warmup: {phase.warmup} is neither a fraction below 1 nor a number of steps.")
     if sft:
         return phase, None
     return phase, resolve.check(address, {key: value for key, value in table.items() if key in of_loss}, where)
+
+
+def check_alarms(given: Mapping[str, Any], lacking: Mapping[str, bool], where: str) -> dict[str, Any]:
+    """The alarms of a phase; `lacking` says which have nothing to look at, and so are off, and refused if asked for."""
+    for name in (*given, *given.get("stop", [])):
+        if lacking.get(name, False):
+            raise UsageError(f'{where}: "{name}" has nothing to look at under this objective.')
+    off = {name: False for name, lacks in lacking.items() if lacks}
+    checked = resolve.check("prefkit.train.alarms:Alarms", {**off, **given}, where).options
+    for name in checked["stop"]:
+        if checked[name] is False:
+            raise UsageError(f'{where}: stop names "{name}", which is switched off.')
+    return checked
 
 
 def warmup_steps(phase: Phase, steps: int) -> int:
@@ -208,7 +226,7 @@ def _check_model(model: Model, where: str) -> None:
         resolve.check("prefkit.train.tokenizer:train_bpe", model.tokenizer, f"{where}: [model] tokenizer")
 
 
-RESERVED = ("model", "tokenizer", "cache")
+RESERVED = ("model", "tokenizer", "cache", "wandb")
 
 
 def _check_name(name: str, where: str) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from prefkit.config import Pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.resolve import Call
-from prefkit.train import chat, checkpoint, export, files, metrics, policy, reference, sampling, tokenizer
+from prefkit.train import chat, checkpoint, export, files, metrics, policy, reference, sampling, sinks, tokenizer
+from prefkit.train.alarms import Alarms
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
 from prefkit.train.examples import Examples
@@ -59,19 +61,26 @@ def train(
     cache: Path | None = None,
     resume: bool = False,
     max_steps: int | None = None,
+    log_to: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run all phases of a pipeline file on a data set; returns the path of the model and what each phase reports.
 
-    `model` replaces the pipeline's; `max_steps` bounds every phase. Raises KeyboardInterrupt after a checkpoint if
+    `model` replaces the pipeline's; `max_steps` bounds every phase; `log_to` names sinks (`prefkit.train.sinks`).
+    Raises KeyboardInterrupt after a checkpoint if
     the user interrupts, and PrefkitError for what the user can mend.
     """
+    sinks.need(log_to)
     options = check(pipeline, model=model)
     manifest = manifests.read(data)
     if not manifest.rows("train"):
         raise DataError(f"{data}: the train split has no pairs, so there is nothing to learn from.")
-    with claimed(out, options, manifest, max_steps, resume=resume):
-        return run_phases(options, manifest, data, out, cache, max_steps, progress or Silent())
+    progress = progress or Silent()
+    with (
+        claimed(out, options, manifest, max_steps, resume=resume),
+        sinks.opened(log_to, out, options.table(), progress.note) as writers,
+    ):
+        return run_phases(options, manifest, data, out, cache, max_steps, writers, progress)
 
 
 def run_phases(
@@ -81,6 +90,7 @@ def run_phases(
     out: Path,
     cache: Path | None,
     max_steps: int | None,
+    writers: Sequence[sinks.Write],
     progress: Progress,
 ) -> dict[str, Any]:
     """All phases that are not finished yet, in turn; returns what `train` does."""
@@ -88,7 +98,7 @@ def run_phases(
     torch.set_flush_denormal(True)  # tiny gradients otherwise reach denormals, which halve the speed of a CPU
     words = prepare_tokenizer(options, data, manifest, out)
     cache = chat.cache_folder(data, cache, out / "cache")
-    job = Job(options, data, manifest, out, cache, words, max_steps, progress)
+    job = Job(options, data, manifest, out, cache, words, max_steps, writers, progress)
     finished = {phase.name: out / phase.name / "phase.json" for phase in options.phases}
     for number, (name, file) in enumerate(finished.items()):
         if file.exists():
@@ -193,7 +203,15 @@ def run_phase(job: Job, number: int) -> None:
     else:
         check_unchanged(job, phase.name, state["made_from"], made_from)
         checkpoint.restore(folder / "checkpoints", now, optimizer)
-    log = metrics.Log(job.out, phase.name, length=state["metrics_bytes"], first_step=state["step"] + 1)
+    log = metrics.Log(
+        job.out,
+        phase.name,
+        length=state["metrics_bytes"],
+        first_step=state["step"] + 1,
+        alarms=Alarms(**phase.alarms or {}),
+        sinks=job.sinks,
+        note=job.progress.note,
+    )
     tested = None if test_set is None else Tested(objective, test_set.examples, of_test)
     loop = Loop(job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log)
     try:
@@ -307,7 +325,7 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
     lines = metrics.read(job.out, name)
     evaluations = [line for line in lines if "eval_loss" in line]
     report = {
-        "steps": loop.steps,
+        "steps": max(line["step"] for line in lines),
         "metrics_bytes": metrics_bytes,
         "made_from": vocabulary(job),
         "tokens": loop.train_set.store.counts,
