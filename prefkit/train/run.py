@@ -114,7 +114,7 @@ def plan(options: TrainOptions, data: Path, *, max_steps: int | None = None) -> 
     rows = manifests.read(data).rows("train")
     planned = []
     for phase, loss in zip(options.phases, options.losses, strict=True):
-        repeats = math.prod(max(1.0, *(w or {}).values()) for w in (phase.source_weights, phase.lang_weights))
+        repeats = math.prod(max([1.0, *(w or {}).values()]) for w in (phase.source_weights, phase.lang_weights))
         epochs = math.ceil(rows * repeats / phase.pairs_per_step) * phase.epochs
         limits = [epochs, phase.max_steps, max_steps]
         planned.append(
