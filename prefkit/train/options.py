@@ -24,6 +24,7 @@ from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.resolve import Call
 from prefkit.train.attention import Kernel
+from prefkit.train.blocks import Keeping
 from prefkit.train.chat import LengthPolicy
 from prefkit.train.policy import Dtype
 
@@ -71,7 +72,8 @@ class Phase:
     dtype: Dtype = "float32"  # of the computation; weights are always float32
     attention: Kernel = "auto"  # varlen: one flash call a layer, CUDA and bfloat16; sdpa: one call a segment, anywhere
     lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora; merged at the end of the phase
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third slower
+    activation_checkpointing: Keeping = "none"  # matmuls, full: what to keep; or GiB for the activations of a bin
+    compile: bool = False  # the layers, once for all bins
     seed: Seed = 0  # of the order of the data, and of LoRA
     shuffle_window: Count = 16  # how many shards are shuffled together
     sources: Names | None = None  # train on examples of these sources alone
@@ -173,6 +175,11 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, Call | Non
     lacking = {name: figure in foreign for name, figure in ALARMS_NEED.items()}
     phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
     _check_name(phase.name, where)
+    if phase.compile and phase.activation_checkpointing == "matmuls":
+        raise UsageError(
+            f'{where}: activation_checkpointing = "matmuls" has no effect on compiled layers: the compiler decides what'
+            ' they keep. Leave one of the two out, or set "full" or a number of GiB.'
+        )
     if phase.warmup >= MIN_STEPS_OF_WARMUP and phase.warmup != int(phase.warmup):
         raise UsageError(f"{where}: option warmup: {phase.warmup} is neither a fraction below 1 nor a number of steps.")
     if sft:

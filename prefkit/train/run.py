@@ -33,7 +33,19 @@ from prefkit.config import Pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.resolve import Call
-from prefkit.train import chat, checkpoint, export, files, metrics, policy, reference, sampling, sinks, tokenizer
+from prefkit.train import (
+    blocks,
+    chat,
+    checkpoint,
+    export,
+    files,
+    metrics,
+    policy,
+    reference,
+    sampling,
+    sinks,
+    tokenizer,
+)
 from prefkit.train.alarms import Alarms
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
@@ -181,9 +193,7 @@ def run_phase(job: Job, number: int) -> None:
     train_set, order = make_plan(job, phase, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
-    now = policy.ready(
-        start, dtype=phase.dtype, kernel=phase.attention, gradient_checkpointing=phase.gradient_checkpointing
-    )
+    now = policy.ready(start, dtype=phase.dtype, kernel=phase.attention)
     if now.padded_because:
         job.progress.note(f"{phase.name}: padded batches, not token trees, since {now.padded_because}.")
     made_from = {
@@ -195,6 +205,9 @@ def run_phase(job: Job, number: int) -> None:
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
     now, of_train, of_test = with_reference(job, phase, objective, now, train_set, test_set, prompts)
+    budget: dict[str, Any] = {"max_tokens": phase.max_tokens, "autocast": now.autocast}
+    if said := blocks.prepare(now.model, phase.activation_checkpointing, compiled=phase.compile, **budget):
+        job.progress.note(f"{phase.name}: {said}.")
     optimizer = make_optimizer(now, phase)
     checkpoint.settle(folder / "checkpoints", job.progress.note)
     state = checkpoint.latest_state(folder / "checkpoints")
