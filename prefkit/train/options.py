@@ -85,6 +85,7 @@ class Phase:
     lang_caps: Count | dict[str, Count] | None = None  # the same by language
     curriculum: Literal["easy_first", "hard_first"] | None = None  # preferences: by margin within each source
     alarms: dict[str, Any] | None = None  # limits of prefkit.train.alarms; false: off; stop, window
+    samples: dict[str, Any] | None = None  # answers now and then: every, prompts, max_new_tokens, temperature, seed
     eval_every: Count | None = None  # steps between evaluations; at the beginning and the end in any case
     checkpoint_every: Count = 100  # steps between checkpoints
     keep_checkpoints: Count = 2  # older ones are deleted
@@ -172,6 +173,9 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, Call | Non
     if phase.lora is not None:
         lora = resolve.check("prefkit.train.policy:add_lora", phase.lora, f"{where}: lora").options
         phase = dataclasses.replace(phase, lora=lora)
+    if phase.samples is not None:
+        taken = resolve.check("prefkit.train.samples:SampleOptions", phase.samples, f"{where}: samples").options
+        phase = dataclasses.replace(phase, samples=taken)
     lacking = {name: figure in foreign for name, figure in ALARMS_NEED.items()}
     phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
     _check_name(phase.name, where)

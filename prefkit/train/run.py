@@ -42,6 +42,7 @@ from prefkit.train import (
     metrics,
     policy,
     reference,
+    samples,
     sampling,
     sinks,
     tokenizer,
@@ -56,6 +57,7 @@ from prefkit.train.objective import Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, check
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
+from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.stream import Plan
 
 __all__ = ["check", "plan", "train"]
@@ -225,14 +227,25 @@ def run_phase(job: Job, number: int) -> None:
         sinks=job.sinks,
         note=job.progress.note,
     )
+    of_samples = open_samples(job, phase, state["step"])
     tested = None if test_set is None else Tested(objective, test_set.examples, of_test)
-    loop = Loop(job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log)
+    loop = Loop(job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log, of_samples)
     try:
         run_steps(loop, state)
         bytes_written = log.length()
     finally:
         log.close()
     finish(loop, number, bytes_written)
+
+
+def open_samples(job: Job, phase: Phase, step: int) -> Samples | None:
+    """What takes the samples of a phase, if it is to have any; without those after step `step`."""
+    if phase.samples is None:
+        return None
+    options = SampleOptions(**phase.samples)
+    taken = Samples(job.out, phase.name, options, samples.choose(options, job.data, job.manifest), job.tokenizer)
+    taken.cut(step or -1)
+    return taken
 
 
 def vocabulary(job: Job) -> dict[str, Any]:
