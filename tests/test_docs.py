@@ -58,8 +58,9 @@ def test_no_placeholder_is_left() -> None:
 def test_the_example_loss_of_the_docs_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefkit.resolve import check
     from prefkit.train.objective import Preference
+    from prefkit.train.terms import Weighted
 
     (example,) = blocks(PROJECT / "docs" / "losses.md", "python")
     (tmp_path / "my_losses.py").write_text(example)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert Preference.of(check("my_losses:squared", {"beta": 0.2}, "docs"), 0.0).takes_reference
+    assert Preference.of([Weighted(1.0, check("my_losses:squared", {"beta": 0.2}, "docs"))]).takes_reference

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,21 @@ import numpy as np
 import torch
 
 from prefkit import manifest as manifests
+from prefkit import resolve
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest
 from prefkit.train import chat, policy, reference, tokenizer
 from prefkit.train.chat import LengthPolicy, Tokenising
 from prefkit.train.examples import Examples
-from prefkit.train.losses import LogProbs, LossOutput, sigmoid
+from prefkit.train.logps import pair_logps
 from prefkit.train.metrics import Progress, Silent
-from prefkit.train.objective import per_pair, preferred
+from prefkit.train.objective import Preference, States, per_pair, preferred
+from prefkit.train.pack import Layout
 from prefkit.train.policy import Dtype
+from prefkit.train.terms import Weighted
 
 SLICES = ("source", "lang")
 Z_95 = 1.959964
-
-OfPairs = Callable[[LogProbs, LogProbs | None], LossOutput]
 
 
 def evaluate(
@@ -88,8 +88,8 @@ def evaluate(
         of_model = logps(model, "evaluating")
         of_reference = None if reference_model is None else logps(reference_model, "reference")
         slices = {name: examples.values(name) for name in SLICES}
-    of_pairs = None if of_reference is None else lambda p, r: sigmoid(p, r, beta=beta)
-    figures = pair_figures(of_pairs, examples, of_model, of_reference)
+    dpo = Weighted(1.0, resolve.check("prefkit.train.losses:sigmoid", {"beta": beta}, "evaluate"))
+    figures = pair_figures(Preference.of([dpo]) if reference_model else None, examples, of_model, of_reference)
     prompts = prompt_of_pairs(examples)
     return {
         "model": str(model),
@@ -111,21 +111,29 @@ def finite(logps: np.ndarray, name: str) -> np.ndarray:
 
 
 def pair_figures(
-    of_pairs: OfPairs | None, examples: Examples, logps: np.ndarray, reference_logps: np.ndarray | None
+    objective: Preference | None,
+    examples: Examples,
+    logps: np.ndarray,
+    reference_logps: np.ndarray | None,
+    states: States = (),
 ) -> dict[str, np.ndarray]:
-    """One value a pair of everything that is reported; without `of_pairs` nothing that needs a loss."""
-    pairs, lengths = torch.from_numpy(examples.pairs()), torch.from_numpy(examples.lengths())
+    """One value a pair of everything that is reported; without an objective nothing that needs a loss.
 
-    def sides(array: np.ndarray) -> LogProbs:
-        values = torch.from_numpy(array)
-        return LogProbs(values[pairs[:, 0]], values[pairs[:, 1]], lengths[pairs[:, 0]], lengths[pairs[:, 1]])
-
-    own = sides(logps)
-    if of_pairs is None:
+    A loss that looks at the whole step looks at the whole split, with the memory (`states`) of the steps before.
+    """
+    pairs = Layout(
+        torch.from_numpy(examples.lengths()),
+        torch.arange(examples.sequences),
+        torch.from_numpy(examples.pairs()),
+        torch.arange(len(examples.pairs())),
+    )
+    own_Q = torch.from_numpy(logps)
+    own = pair_logps(own_Q, pairs)
+    if objective is None:
         columns = {"logps/chosen": own.chosen_P, "logps/rejected": own.rejected_P}
     else:
-        base = None if reference_logps is None else sides(reference_logps)
-        columns = per_pair(of_pairs(own, base), own, base)
+        given = objective.given(own_Q, None if reference_logps is None else torch.from_numpy(reference_logps), pairs)
+        columns = per_pair(objective.judge(given, states)[0], own, given.reference)
     columns["logps/accuracies"] = preferred(own.chosen_P, own.rejected_P)
     per_token = own.chosen_P / own.chosen_length_P, own.rejected_P / own.rejected_length_P
     columns["logps/accuracies_per_token"] = preferred(*per_token)

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from prefkit.errors import TrainError
 from prefkit.train.attention import backbone, position_limit, unwrap
 from prefkit.train.losses import LogProbs
-from prefkit.train.pack import Bin
+from prefkit.train.pack import Bin, Layout
 
 CHUNK_LOGITS = 2**26  # float32 logits that exist at a time: 256 MB, 512 tokens of a vocabulary of 128k
 
@@ -82,7 +82,7 @@ def sequence_sums(token_logps_C: Tensor, bin: Bin) -> Tensor:
     )
 
 
-def pair_logps(sums_Q: Tensor, bin: Bin) -> LogProbs:
+def pair_logps(sums_Q: Tensor, bin: Bin | Layout) -> LogProbs:
     """What a loss takes: the sequences' sums and lengths, chosen and rejected of each pair of the bin."""
     chosen_P, rejected_P = bin.pairs_P2.unbind(1)
     return LogProbs(

@@ -25,14 +25,13 @@ from torch import Tensor
 
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest
-from prefkit.train import checkpoint, evaluate, metrics, reference
+from prefkit.train import checkpoint, evaluate, metrics, reference, whole_step
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import Progress
 from prefkit.train.objective import BinLoss, Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, warmup_steps
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
-from prefkit.train.samples import Samples
 from prefkit.train.sinks import Write
 from prefkit.train.store import Store
 from prefkit.train.stream import Plan, Step, make_step
@@ -90,7 +89,7 @@ class Loop:
     reference: ReferenceOf | None
     tested: Tested | None
     log: metrics.Log
-    samples: Samples | None
+    memory: list[Tensor | None]  # what the losses remember of the steps so far, one a loss; goes into checkpoints
 
 
 def make_optimizer(now: Policy, phase: Phase) -> torch.optim.Optimizer:
@@ -124,7 +123,6 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
     loop.policy.model.train()
     if state["step"] == 0:
         evaluate_now(loop, 0)
-        sample_now(loop, 0)
     with interruptible() as interrupted:
         for at in range(state["step"], state["step"] if loop.log.stopped else loop.steps):
             started = time.perf_counter()
@@ -142,10 +140,8 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             if last or (phase.eval_every and done % phase.eval_every == 0):
                 evaluate_now(loop, done)
                 last |= loop.log.stopped
-            if last or (loop.samples and done % loop.samples.options.every == 0):
-                sample_now(loop, done)
             if last or done % phase.checkpoint_every == 0 or stop:
-                kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length()}
+                kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length(), "memory": remembered(loop)}
                 del kept["step"]
                 folder = loop.job.out / phase.name / "checkpoints"
                 checkpoint.save(folder, done, loop.policy, loop.optimizer, kept, keep=phase.keep_checkpoints)
@@ -165,20 +161,21 @@ def in_short(figures: dict[str, float], speed: dict[str, float]) -> str:
     return ", ".join([*parts, f"{speed['pairs_per_second']:.1f} pairs/s"])
 
 
+def remembered(loop: Loop) -> list[list[float] | None]:
+    """What the losses remember, as JSON holds it: exactly."""
+    return [None if state is None else state.tolist() for state in loop.memory]
+
+
 def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
     """One optimiser step over all bins; returns its metrics.
 
     TrainError, and weights untouched, if anything is not finite.
     """
-    results = []
     loop.optimizer.zero_grad(set_to_none=True)
-    for bin in step.bins:
-        bin = bin.to(loop.policy.device)
-        reference_Q = None if loop.reference is None else loop.reference(bin)
-        logps_Q = loop.policy.sequence_logps(bin)
-        result = loop.objective.of_bin(logps_Q, reference_Q, bin, step)
-        result.total.backward()
-        results.append(result._replace(total=result.total.detach()))
+    if isinstance(loop.objective, Preference) and loop.objective.whole_step:
+        results = [whole_step.backward(loop.objective, loop.policy, loop.reference, step, loop.memory)]
+    else:
+        results = [backward(loop, bin.to(loop.policy.device), step) for bin in step.bins]
     parameters = loop.policy.trained().values()
     limit = loop.phase.max_grad_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
@@ -192,6 +189,7 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
     for group in loop.optimizer.param_groups:
         group["lr"] = rate
     loop.optimizer.step()
+    loop.memory[:] = results[-1].states
     return {
         **figures,
         "grad_norm": norm,
@@ -200,6 +198,14 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
         "packing_efficiency": step.tokens / (len(step.bins) * loop.phase.max_tokens),
         "sharing_factor": step.separate_tokens / step.tokens,
     }
+
+
+def backward(loop: Loop, bin: Bin, step: Step) -> BinLoss:
+    """Add the gradient of a bin's part of the step's loss to the parameters; returns the loss and its figures."""
+    reference_Q = None if loop.reference is None else loop.reference(bin)
+    result = loop.objective.of_bin(loop.policy.sequence_logps(bin), reference_Q, bin, step)
+    result.total.backward()
+    return result._replace(total=result.total.detach())
 
 
 def check_start(loop: Loop, loss: float, results: list[BinLoss], step: Step) -> None:
@@ -261,18 +267,11 @@ def evaluate_now(loop: Loop, step: int) -> None:
     stage = f"{loop.phase.name}, evaluation at step {step}"
     logps = reference.compute(loop.policy, examples, loop.phase.max_tokens, progress=loop.job.progress, stage=stage)
     if isinstance(objective, Preference):
-        figures = evaluate.pair_figures(objective.of_pairs, examples, logps, loop.tested.reference_logps)
+        figures = evaluate.pair_figures(objective, examples, logps, loop.tested.reference_logps, loop.memory)
         result = evaluate.summary(figures, evaluate.prompt_of_pairs(examples))
     else:
         result = {"pairs": len(logps), "loss": float(-logps.sum(dtype=np.float64) / examples.lengths().sum())}
     loop.log.write(step, {f"eval_{name}": value for name, value in result.items()})
-
-
-def sample_now(loop: Loop, step: int) -> None:
-    """Let the model answer the prompts of `samples`, if there are any."""
-    if loop.samples is not None:
-        loop.job.progress.update(f"{loop.phase.name}, samples at step {step}", 0, 1)
-        loop.samples.take(loop.policy, step)
 
 
 @contextmanager

@@ -2,29 +2,30 @@
 
 The loss of a step is a mean over all its pairs, or over all its completion tokens in supervised fine-tuning. Each
 bin's part is divided by the step's total, not by the bin's, so the gradients of the bins add up to exactly that mean,
-however the step was packed.
+however the step was packed. A loss that looks at the whole step is given all its bins as one (`whole_step.py`).
 
 Shape suffixes: Q sequences of a bin, P pairs of a bin.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prefkit import resolve
-from prefkit.errors import UsageError
+from prefkit.errors import TrainError, UsageError
 from prefkit.resolve import Call
+from prefkit.train import terms
+from prefkit.train.examples import Examples
 from prefkit.train.logps import pair_logps
-from prefkit.train.losses import LogProbs, LossOutput
-from prefkit.train.modifiers import add_sft
-from prefkit.train.pack import Bin
+from prefkit.train.losses import LogProbs, LossOutput, StepOutput, chosen_nll
+from prefkit.train.pack import Bin, Layout
 from prefkit.train.stream import Step
+from prefkit.train.terms import Weighted
 
 FIGURES = (
     "loss",
@@ -39,63 +40,160 @@ FIGURES = (
 )
 OF_REFERENCE = ("logps/chosen_change", "kl")  # where there is a reference
 
+States = Sequence[Tensor | None]  # what losses remember between steps, one a loss; empty before the first step
+
 
 class BinLoss(NamedTuple):
     """`total` is this bin's part of the step's loss, and alone carries gradient.
 
     `figures_NP` has a row a name of `names`, the loss first, and a value a pair (in supervised fine-tuning, a
     sequence). `expected` is the sum that the losses would have if the policy were the reference; None where there is
-    no reference.
+    no reference. `states` are what the losses remember after the step, one a loss.
     """
 
     total: Tensor
     figures_NP: Tensor
     expected: Tensor | None
+    states: States = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a loss may ask for of P pairs: its positional parameters are names of these fields."""
+
+    policy: LogProbs
+    reference: LogProbs | None = None
+    margins_P: Tensor | None = None  # chosen minus rejected score
+    answers_P2: Tensor | None = None  # a number for each answer, the same wherever it stands: chosen, rejected
+    mismatched_M: Tensor | None = None  # log-ratios of answers under prompts that they do not belong to
+    state: Tensor | None = None  # what the loss returned as its state at the step before
+
+
+FIELDS = tuple(field.name for field in fields(Given))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss with its options bound, its weight in the sum, and what its signature says of it."""
+
+    weight: float
+    loss: Callable[..., LossOutput | StepOutput]
+    asks: Sequence[str]
+    whole_step: bool
+
+    @classmethod
+    def of(cls, weight: float, call: Call) -> Term:
+        """The loss at an address; UsageError if it asks for something that there is not."""
+        asks = terms.asks(call.address)
+        for name in asks:
+            if name not in FIELDS:
+                raise UsageError(f"{call.address} asks for {name}; a loss is given {', '.join(FIELDS)}.")
+        return cls(weight, call.function(), asks, terms.is_of_whole_step(call.address))
+
+    def __call__(self, given: Given, state: Tensor | None) -> LossOutput | StepOutput:
+        return self.loss(*(getattr(replace(given, state=state), name) for name in self.asks))
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A loss of `prefkit.train.losses`, and the supervised term that may be added to it."""
+    """A weighted sum of losses of `prefkit.train.losses`; the rewards are the first one's.
 
-    loss: Callable[..., LossOutput]
-    takes_reference: bool
-    sft_weight: float
+    `margins` are those of every pair of the split that it is used on, if a loss asks for them.
+    """
+
+    terms: Sequence[Term]
+    margins: Tensor | None = None
+
+    @classmethod
+    def of(cls, losses: Sequence[Weighted], sft_weight: float = 0.0) -> Preference:
+        """The losses that a pipeline file names, with the supervised term that may be added to them."""
+        made = [Term.of(weight, call) for weight, call in losses]
+        for term, (_, call) in zip(made, losses, strict=True):
+            if call.is_external:
+                check_shape(cls([term]), call.address)
+        if sft_weight:
+            made.append(Term(sft_weight, chosen_nll, ["policy"], whole_step=False))
+        return cls(made)
+
+    def on(self, examples: Examples) -> Preference:
+        """The same objective for the pairs of one split; TrainError if a loss asks for scores that they have not."""
+        if not self.asks_for("margins_P"):
+            return self
+        margins = torch.from_numpy(examples.margins())
+        used = margins if examples.kept is None else margins[torch.from_numpy(examples.kept)]
+        without = int((~(used > 0)).sum())
+        if without:
+            raise TrainError(
+                f"the objective needs the scores of both answers, but {without:,} of {len(used):,} pairs have none, "
+                "or none that differ."
+            )
+        return replace(self, margins=margins)
+
+    def asks_for(self, name: str) -> bool:
+        """Whether one of the losses takes a parameter of this name."""
+        return any(name in term.asks for term in self.terms)
+
+    @property
+    def takes_reference(self) -> bool:
+        return self.asks_for("reference")
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether all pairs of a step must be judged at once."""
+        return any(term.whole_step for term in self.terms)
 
     @property
     def names(self) -> Sequence[str]:
         """The figures of a pair, as `per_pair` gives them."""
         return FIGURES + OF_REFERENCE if self.takes_reference else FIGURES
 
-    @classmethod
-    def of(cls, call: Call, sft_weight: float) -> Preference:
-        """The loss that a pipeline file names."""
-        takes_reference = "reference" in inspect.signature(resolve.load(call.address)).parameters
-        made = cls(call.function(), takes_reference, sft_weight)
-        if call.is_external:
-            check_per_pair(made, call.address)
-        return made
+    def judge(self, given: Given, states: States = ()) -> tuple[LossOutput, States]:
+        """The loss of each pair, and what the losses remember.
 
-    def of_pairs(self, policy: LogProbs, reference: LogProbs | None) -> LossOutput:
-        """The loss of each pair with the supervised term."""
-        output = self.loss(policy, reference) if self.takes_reference else self.loss(policy)
-        return add_sft(output, policy, sft_weight=self.sft_weight) if self.sft_weight else output
+        What is a function of the whole step has no loss of a single pair; each pair is given the mean.
+        """
+        outputs = [term(given, state) for term, state in zip_longest(self.terms, states)]
+        values = [output[0].mean() if self.whole_step else output[0] for output in outputs]
+        total = torch.stack([term.weight * value for term, value in zip(self.terms, values, strict=True)]).sum(0)
+        losses_P = total.expand(len(given.policy.chosen_P))
+        kept = tuple(output.state if isinstance(output, StepOutput) else None for output in outputs)
+        return LossOutput(losses_P, outputs[0].chosen_rewards_P, outputs[0].rejected_rewards_P), kept
 
-    def of_bin(self, logps_Q: Tensor, reference_Q: Tensor | None, bin: Bin, step: Step) -> BinLoss:
-        """The bin's part of the mean over the step's pairs."""
-        policy = pair_logps(logps_Q, bin)
-        reference = None if reference_Q is None else pair_logps(reference_Q, bin)
-        output = self.of_pairs(policy, reference)
-        columns = per_pair(LossOutput(output.losses_P.detach(), *output[1:]), policy, reference)
-        expected = None if reference is None else self.of_pairs(reference, reference).losses_P.sum()
+    def given(self, logps_Q: Tensor, reference_Q: Tensor | None, pairs: Bin | Layout) -> Given:
+        """All that a loss may ask for, of the pairs of one bin or several."""
+        of_pair = torch.zeros_like(logps_Q, dtype=torch.bool).index_fill(0, pairs.pairs_P2.flatten(), True)
+        return Given(
+            pair_logps(logps_Q, pairs),
+            None if reference_Q is None else pair_logps(reference_Q, pairs),
+            None if self.margins is None else self.margins[pairs.pair_rows_P.cpu()].to(logps_Q),
+            pairs.sequence_rows_Q[pairs.pairs_P2],
+            None if reference_Q is None else (logps_Q - reference_Q).detach()[~of_pair],
+        )
+
+    def of_bin(
+        self, logps_Q: Tensor, reference_Q: Tensor | None, bin: Bin | Layout, step: Step, states: States = ()
+    ) -> BinLoss:
+        """The part that a bin's pairs have in the mean over the step's pairs; of the whole step, that mean."""
+        given = self.given(logps_Q, reference_Q, bin)
+        output, kept = self.judge(given, states)
+        columns = per_pair(output._replace(losses_P=output.losses_P.detach()), given.policy, given.reference)
         return BinLoss(
             total=output.losses_P.sum() / step.examples,
             figures_NP=torch.stack([columns[name] for name in self.names]),
-            expected=expected,
+            expected=self.expected(given, states),
+            states=kept,
         )
 
+    def expected(self, given: Given, states: States) -> Tensor | None:
+        """The sum that the losses would have if the policy were the reference."""
+        if given.reference is None or given.mismatched_M is None:
+            return None
+        same = replace(given, policy=given.reference, mismatched_M=torch.zeros_like(given.mismatched_M))
+        return self.judge(same, states)[0].losses_P.sum()
 
-def check_per_pair(objective: Preference, address: str) -> None:
-    """UsageError for a loss that gives not one value a pair, or whose value of a pair depends on the other pairs.
+
+def check_shape(objective: Preference, address: str) -> None:
+    """UsageError for a loss that fails, gives not one value a pair, or one that depends on the other pairs unsaid.
 
     Bins see a part of the step's pairs each, so such a loss would silently depend on `max_tokens`.
     """
@@ -105,15 +203,20 @@ def check_per_pair(objective: Preference, address: str) -> None:
             LogProbs(*(column[pairs] for column in (-base, -base.flip(0).sqrt(), base.round(), base.round() + 2)))
             for base in (torch.linspace(20.0, 60.0, 6), torch.linspace(22.0, 55.0, 6))
         )
-        return objective.of_pairs(policy, reference if objective.takes_reference else None).losses_P
+        numbers = torch.arange(12).reshape(6, 2)[pairs]
+        given = Given(policy, reference, torch.linspace(0.5, 3.0, 6)[pairs], numbers, torch.linspace(-1.0, 2.0, 5))
+        return objective.terms[0](given, None)[0]
 
     try:
         together, apart = of(slice(0, 6)), torch.cat([of(slice(0, 2)), of(slice(2, 6))])
-        fits = together.shape == (6,) and torch.allclose(together, apart)
+        fits = objective.whole_step or (together.shape == (6,) and torch.allclose(together, apart))
     except Exception as error:
         raise UsageError(f"{address} failed on six pairs: {type(error).__name__}: {error}") from error
     if not fits:
-        raise UsageError(f"{address}: a loss must give one value a pair, and the same whatever pairs are beside it.")
+        raise UsageError(
+            f"{address}: a loss must give one value a pair, the same whatever pairs are beside it. If it looks at the "
+            "whole step, let it return a StepOutput, and say so: -> StepOutput."
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +225,10 @@ class Supervised:
 
     takes_reference: bool = False
     names: Sequence[str] = ("loss",)
+
+    def on(self, examples: Examples) -> Supervised:
+        """The same: it needs nothing of a split but its log-probabilities."""
+        return self
 
     def of_bin(self, logps_Q: Tensor, reference_Q: Tensor | None, bin: Bin, step: Step) -> BinLoss:
         """The bin's part of the mean over the step's completion tokens."""

@@ -9,8 +9,6 @@ refused.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +20,11 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from prefkit import config, resolve
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
-from prefkit.resolve import Call
+from prefkit.train import terms
 from prefkit.train.attention import Kernel
-from prefkit.train.blocks import Keeping
 from prefkit.train.chat import LengthPolicy
 from prefkit.train.policy import Dtype
+from prefkit.train.terms import Weighted
 
 Count = Annotated[int, Ge(1)]
 NotNegative = Annotated[float, Ge(0)]
@@ -52,7 +50,7 @@ class Phase:
     """One `[[train]]` table, without the options of its objective."""
 
     name: str = ""  # of the phase's folder and in `--set train.NAME.…`; default: the objective
-    objective: str  # "sft", a function of prefkit.train.losses, or package.module:function
+    objective: str | list[dict[str, Any]]  # "sft", a loss (docs/losses.md), package.module:function, or a sum of losses
     pairs_per_step: Count = 32  # whole prompts until there are as many pairs (answers, for sft)
     max_tokens: Count = 8192  # of a bin: memory and speed, never the result
     max_length: Annotated[int, Ge(0)] = 1024  # of prompt and completion together; 0: no limit
@@ -72,8 +70,7 @@ class Phase:
     dtype: Dtype = "float32"  # of the computation; weights are always float32
     attention: Kernel = "auto"  # varlen: one flash call a layer, CUDA and bfloat16; sdpa: one call a segment, anywhere
     lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora; merged at the end of the phase
-    activation_checkpointing: Keeping = "none"  # matmuls, full: what to keep; or GiB for the activations of a bin
-    compile: bool = False  # the layers, once for all bins
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third slower
     seed: Seed = 0  # of the order of the data, and of LoRA
     shuffle_window: Count = 16  # how many shards are shuffled together
     sources: Names | None = None  # train on examples of these sources alone
@@ -85,7 +82,6 @@ class Phase:
     lang_caps: Count | dict[str, Count] | None = None  # the same by language
     curriculum: Literal["easy_first", "hard_first"] | None = None  # preferences: by margin within each source
     alarms: dict[str, Any] | None = None  # limits of prefkit.train.alarms; false: off; stop, window
-    samples: dict[str, Any] | None = None  # answers now and then: every, prompts, max_new_tokens, temperature, seed
     eval_every: Count | None = None  # steps between evaluations; at the beginning and the end in any case
     checkpoint_every: Count = 100  # steps between checkpoints
     keep_checkpoints: Count = 2  # older ones are deleted
@@ -102,20 +98,25 @@ MIN_STEPS_OF_WARMUP = 1.0
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """A checked pipeline: `losses[i]` is the loss of `phases[i]` with its options, None for supervised fine-tuning."""
+    """A checked pipeline: `losses[i]` are the losses of `phases[i]`, none for supervised fine-tuning."""
 
     model: Model
     phases: list[Phase]
-    losses: list[Call | None]
+    losses: list[list[Weighted]]
     folder: Path  # where relative paths start
 
     def table(self) -> dict[str, Any]:
         """All options with defaults filled in, as JSON-able data: for --dry-run, the model card and RUN/run.json."""
         phases = []
-        for phase, loss in zip(self.phases, self.losses, strict=True):
-            unused = PREFERENCE_ONLY if loss is None else SFT_ONLY
+        for phase, losses in zip(self.phases, self.losses, strict=True):
+            unused = SFT_ONLY if losses else PREFERENCE_ONLY
             shown = {key: value for key, value in dataclasses.asdict(phase).items() if key not in unused}
-            phases.append(shown | (loss.options if loss else {}))
+            if isinstance(phase.objective, str):
+                shown |= losses[0].call.options if losses else {}
+            else:
+                names = zip(phase.objective, losses, strict=True)
+                shown["objective"] = [{"use": e["use"], "weight": w, **call.options} for e, (w, call) in names]
+            phases.append(shown)
         return {"model": dataclasses.asdict(self.model), "train": phases}
 
 
@@ -146,49 +147,43 @@ def check(pipeline: Pipeline, *, model: str | None = None) -> TrainOptions:
     return TrainOptions(checked, [phase for phase, _ in pairs], [loss for _, loss in pairs], pipeline.folder)
 
 
-def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, Call | None]:
-    """A phase and its loss: the options of both stand in one table, and are told apart by their signatures."""
+def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weighted]]:
+    """A phase and its losses: the options of both stand in one table, and are told apart by their signatures."""
     objective = table.get("objective")
-    if not isinstance(objective, str):
+    if not isinstance(objective, str | list):
         raise UsageError(f'{where}: objective is missing, for example objective = "sigmoid", or "sft".')
-    sft = objective == "sft"
-    address = "" if sft else _find_loss(objective, where)
-    of_loss = {} if sft else resolve.options_of(resolve.load(address))
+    found = terms.addresses(objective, where)
+    of_loss = resolve.options_of(resolve.load(found[0])) if found and isinstance(objective, str) else {}
     of_phase = resolve.options_of(Phase)
-    foreign: tuple[str, ...] = PREFERENCE_ONLY if sft else SFT_ONLY
-    if not sft and "reference" not in inspect.signature(resolve.load(address)).parameters:
-        foreign += ("reference",)  # the loss takes none, so there is nothing to cache or to keep
-    for key in table:
-        if key in foreign:
-            raise UsageError(f'{where}: option "{key}" has no effect on objective "{objective}".')
-        if key not in of_phase and key not in of_loss:
-            known = [name for name in (*of_phase, *of_loss) if name not in foreign]
-            raise UsageError(f'{where}: objective "{objective}" has no option "{key}".{did_you_mean(key, known)}')
+    foreign = terms.without_effect(found) | dict.fromkeys(SFT_ONLY, "") if found else dict.fromkeys(PREFERENCE_ONLY, "")
+    _check_keys(table, foreign, [*of_phase, *of_loss], where)
     defaults = {
-        "name": objective.rpartition(":")[2],
-        "learning_rate": DEFAULT_LEARNING_RATE["sft" if sft else "preference"],
+        "name": "-".join(address.rpartition(":")[2] for address in found) or "sft",
+        "learning_rate": DEFAULT_LEARNING_RATE["preference" if found else "sft"],
     }
     given = defaults | {key: value for key, value in table.items() if key in of_phase}
     phase = Phase(**resolve.check("prefkit.train.options:Phase", given, where).options)
     if phase.lora is not None:
         lora = resolve.check("prefkit.train.policy:add_lora", phase.lora, f"{where}: lora").options
         phase = dataclasses.replace(phase, lora=lora)
-    if phase.samples is not None:
-        taken = resolve.check("prefkit.train.samples:SampleOptions", phase.samples, f"{where}: samples").options
-        phase = dataclasses.replace(phase, samples=taken)
     lacking = {name: figure in foreign for name, figure in ALARMS_NEED.items()}
     phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
     _check_name(phase.name, where)
-    if phase.compile and phase.activation_checkpointing == "matmuls":
-        raise UsageError(
-            f'{where}: activation_checkpointing = "matmuls" has no effect on compiled layers: the compiler decides what'
-            ' they keep. Leave one of the two out, or set "full" or a number of GiB.'
-        )
     if phase.warmup >= MIN_STEPS_OF_WARMUP and phase.warmup != int(phase.warmup):
         raise UsageError(f"{where}: option warmup: {phase.warmup} is neither a fraction below 1 nor a number of steps.")
-    if sft:
-        return phase, None
-    return phase, resolve.check(address, {key: value for key, value in table.items() if key in of_loss}, where)
+    return phase, terms.weighted(objective, {key: value for key, value in table.items() if key in of_loss}, where)
+
+
+def _check_keys(table: Mapping[str, Any], foreign: Mapping[str, str], known: list[str], where: str) -> None:
+    """UsageError for an option that nobody knows, or that would do nothing with this objective."""
+    shown = f'objective "{table["objective"]}"' if isinstance(table["objective"], str) else "a sum of losses"
+    for key in table:
+        if key in foreign:
+            why = f": {foreign[key]}" if foreign[key] else ""
+            raise UsageError(f'{where}: option "{key}" has no effect on {shown}{why}.')
+        if key not in known:
+            hint = did_you_mean(key, [name for name in known if name not in foreign])
+            raise UsageError(f'{where}: {shown} has no option "{key}".{hint}')
 
 
 def check_alarms(given: Mapping[str, Any], lacking: Mapping[str, bool], where: str) -> dict[str, Any]:
@@ -208,16 +203,6 @@ def warmup_steps(phase: Phase, steps: int) -> int:
     """Steps of the warm-up: a fraction of all where `warmup` is below 1. One step at least is left at the peak."""
     wanted = math.ceil(phase.warmup * steps) if phase.warmup < MIN_STEPS_OF_WARMUP else int(phase.warmup)
     return min(wanted, steps - 1)
-
-
-def _find_loss(objective: str, where: str) -> str:
-    try:
-        return resolve.find(objective, "prefkit.train.losses", where)
-    except UsageError as error:
-        losses = resolve.functions_of(importlib.import_module("prefkit.train.losses"))
-        raise UsageError(
-            f'{where}: there is no objective "{objective}".{did_you_mean(objective, ["sft", *losses])}'
-        ) from error
 
 
 def _check_model(model: Model, where: str) -> None:

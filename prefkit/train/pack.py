@@ -291,6 +291,30 @@ class Bin:
         return replace(self, **moved)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The sequences and pairs of one bin or several, without their tokens; fields mean what they mean in `Bin`."""
+
+    sequence_length_Q: Tensor
+    sequence_rows_Q: Tensor
+    pairs_P2: Tensor
+    pair_rows_P: Tensor
+
+    @classmethod
+    def of(cls, bins: Seq[Bin]) -> Layout:
+        """All sequences of some bins in turn; pairs in the order of their rows, whatever bins they stand in."""
+        shifts = _offsets([len(bin.sequence_length_Q) for bin in bins])
+        pairs_P2 = torch.cat([bin.pairs_P2 + shift for bin, shift in zip(bins, shifts, strict=True)])
+        pair_rows_P = torch.cat([bin.pair_rows_P for bin in bins])
+        order_P = pair_rows_P.argsort(stable=True)
+        return cls(
+            torch.cat([bin.sequence_length_Q for bin in bins]),
+            torch.cat([bin.sequence_rows_Q for bin in bins]),
+            pairs_P2[order_P],
+            pair_rows_P[order_P],
+        )
+
+
 def collate(trees: Seq[Tree]) -> Bin:
     """Put trees side by side; they do not see each other."""
 

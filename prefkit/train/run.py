@@ -32,21 +32,7 @@ from prefkit import manifest as manifests
 from prefkit.config import Pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
-from prefkit.resolve import Call
-from prefkit.train import (
-    blocks,
-    chat,
-    checkpoint,
-    export,
-    files,
-    metrics,
-    policy,
-    reference,
-    samples,
-    sampling,
-    sinks,
-    tokenizer,
-)
+from prefkit.train import chat, checkpoint, export, files, metrics, policy, reference, sampling, sinks, tokenizer
 from prefkit.train.alarms import Alarms
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
@@ -57,7 +43,6 @@ from prefkit.train.objective import Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, check
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
-from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.stream import Plan
 
 __all__ = ["check", "plan", "train"]
@@ -127,7 +112,7 @@ def plan(options: TrainOptions, data: Path, *, max_steps: int | None = None) -> 
     """What each phase would do, from the manifest alone; `steps` is an upper bound, as steps take whole prompts."""
     rows = manifests.read(data).rows("train")
     planned = []
-    for phase, loss in zip(options.phases, options.losses, strict=True):
+    for phase, losses in zip(options.phases, options.losses, strict=True):
         repeats = math.prod(max([1.0, *(w or {}).values()]) for w in (phase.source_weights, phase.lang_weights))
         epochs = math.ceil(rows * repeats / phase.pairs_per_step) * phase.epochs
         limits = [epochs, phase.max_steps, max_steps]
@@ -139,7 +124,7 @@ def plan(options: TrainOptions, data: Path, *, max_steps: int | None = None) -> 
                 "epochs": phase.epochs,
                 "pairs_per_step": phase.pairs_per_step,
                 "steps": min(limit for limit in limits if limit is not None),
-                "reference": phase.reference if loss and Preference.of(loss, 0.0).takes_reference else None,
+                "reference": phase.reference if Preference.of(losses).takes_reference else None,
             }
         )
     return planned
@@ -182,12 +167,12 @@ def start_of(job: Job, number: int) -> Any:
 
 def run_phase(job: Job, number: int) -> None:
     """One phase from its start, or from its newest checkpoint, to its exported model and `phase.json`."""
-    phase, loss = job.options.phases[number], job.options.losses[number]
-    objective = Supervised() if loss is None else Preference.of(loss, phase.sft_weight)
+    phase, losses = job.options.phases[number], job.options.losses[number]
+    objective = Preference.of(losses, phase.sft_weight) if losses else Supervised()
     folder = job.out / phase.name
     start = start_of(job, number)
-    train_set = open_split(job, phase, loss, "train", start)
-    test_set = open_split(job, phase, loss, "test", start) if job.manifest.rows("test") else None
+    train_set = open_split(job, phase, objective, "train", start)
+    test_set = open_split(job, phase, objective, "test", start) if job.manifest.rows("test") else None
     if not train_set.store.counts["examples"]:
         raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
     if test_set is not None and not test_set.store.counts["examples"]:
@@ -195,7 +180,9 @@ def run_phase(job: Job, number: int) -> None:
     train_set, order = make_plan(job, phase, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
-    now = policy.ready(start, dtype=phase.dtype, kernel=phase.attention)
+    now = policy.ready(
+        start, dtype=phase.dtype, kernel=phase.attention, gradient_checkpointing=phase.gradient_checkpointing
+    )
     if now.padded_because:
         job.progress.note(f"{phase.name}: padded batches, not token trees, since {now.padded_because}.")
     made_from = {
@@ -207,14 +194,12 @@ def run_phase(job: Job, number: int) -> None:
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
     now, of_train, of_test = with_reference(job, phase, objective, now, train_set, test_set, prompts)
-    budget: dict[str, Any] = {"max_tokens": phase.max_tokens, "autocast": now.autocast}
-    if said := blocks.prepare(now.model, phase.activation_checkpointing, compiled=phase.compile, **budget):
-        job.progress.note(f"{phase.name}: {said}.")
     optimizer = make_optimizer(now, phase)
     checkpoint.settle(folder / "checkpoints", job.progress.note)
     state = checkpoint.latest_state(folder / "checkpoints")
     if state is None:
-        state = {"step": 0, "num_tokens": 0, "metrics_bytes": finished_bytes(job, number), "made_from": made_from}
+        written = finished_bytes(job, number)
+        state = {"step": 0, "num_tokens": 0, "metrics_bytes": written, "memory": [], "made_from": made_from}
     else:
         check_unchanged(job, phase.name, state["made_from"], made_from)
         checkpoint.restore(folder / "checkpoints", now, optimizer)
@@ -227,25 +212,16 @@ def run_phase(job: Job, number: int) -> None:
         sinks=job.sinks,
         note=job.progress.note,
     )
-    of_samples = open_samples(job, phase, state["step"])
-    tested = None if test_set is None else Tested(objective, test_set.examples, of_test)
-    loop = Loop(job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log, of_samples)
+    tested = None if test_set is None else Tested(objective.on(test_set.examples), test_set.examples, of_test)
+    objective = objective.on(train_set.examples)
+    memory = [None if values is None else torch.tensor(values, dtype=torch.float64) for values in state["memory"]]
+    loop = Loop(job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log, memory)
     try:
         run_steps(loop, state)
         bytes_written = log.length()
     finally:
         log.close()
     finish(loop, number, bytes_written)
-
-
-def open_samples(job: Job, phase: Phase, step: int) -> Samples | None:
-    """What takes the samples of a phase, if it is to have any; without those after step `step`."""
-    if phase.samples is None:
-        return None
-    options = SampleOptions(**phase.samples)
-    taken = Samples(job.out, phase.name, options, samples.choose(options, job.data, job.manifest), job.tokenizer)
-    taken.cut(step or -1)
-    return taken
 
 
 def vocabulary(job: Job) -> dict[str, Any]:
@@ -266,9 +242,10 @@ def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, 
             )
 
 
-def open_split(job: Job, phase: Phase, loss: Call | None, split: str, model: Any) -> SplitData:
+def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split: str, model: Any) -> SplitData:
     """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
-    how = Tokenising(phase.max_length or None, phase.max_length_policy, phase.column if loss is None else None)
+    column = phase.column if isinstance(objective, Supervised) else None
+    how = Tokenising(phase.max_length or None, phase.max_length_policy, column)
     store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
     job.progress.note(f"{phase.name}, {store.summary}")
     policy.check_fits(model, job.tokenizer, store.counts["longest"])

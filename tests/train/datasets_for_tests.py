@@ -43,9 +43,10 @@ def toy_pairs(prompts: int = 24, answers: int = 2) -> list[dict]:
         prompt = f"What is {n} and {n * 7 % 11}? " + "Think about it. " * (n % 4)
         texts = [f"It is {n + n * 7 % 11}, yes." + " no" * (2 * a) + "!" * (n % 3) for a in range(answers)]
         for better in range(answers):
-            rows += [
-                pair(prompt, texts[better], worse, source="odd" if n % 2 else "even") for worse in texts[better + 1 :]
-            ]
+            for worse in range(better + 1, answers):
+                scores = {"chosen_score": -better / 2, "rejected_score": -worse / 2, "margin": (worse - better) / 2}
+                source = "odd" if n % 2 else "even"
+                rows.append(pair(prompt, texts[better], texts[worse], source=source, **scores))
     return rows
 
 

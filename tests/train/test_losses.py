@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prefkit.resolve import functions_of, options_of
+from prefkit.resolve import Call, functions_of, options_of
 from prefkit.train import losses
 from prefkit.train.losses import LogProbs
 from prefkit.train.losses.common import f_scores
-from prefkit.train.modifiers import add_sft
+from prefkit.train.objective import Given, Preference, Term
+from prefkit.train.terms import Weighted
 
 PAIRS, WIDTH = 5, 12
 LENGTHS = torch.tensor([7, 3, 9, 1, 11, 4, 8, 2, 10, 6])  # chosen, then rejected
@@ -71,6 +72,11 @@ def trl_dpo(token_logps, reference_sums, loss_types, lengths=LENGTHS, loss_weigh
     }
     loss = trl.DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
     return loss, trainer._metrics["train"]
+
+
+def weighted_sum(weights, policy, reference):
+    terms = [Term.of(weight, Call(f"prefkit.train.losses:{name}", {})) for name, weight in weights.items()]
+    return Preference(terms).judge(Given(policy, reference))[0]
 
 
 def assert_same(ours, theirs, token_logps, tolerance=1e-6):
@@ -171,6 +177,106 @@ def test_f_divergences_stay_finite_far_away():
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_sorting_losses_equal_trl(name, label_smoothing, token_logps, reference_sums):
+    token_logps.requires_grad_()
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    output = getattr(losses, name)(policy, reference, beta=0.4, label_smoothing=label_smoothing)
+    expected, log = trl_dpo(token_logps, reference_sums, [name], beta=0.4, label_smoothing=label_smoothing)
+    assert_same(output.losses_N.mean(), expected, token_logps)
+    assert output.chosen_rewards_P.mean().item() == pytest.approx(log["rewards/chosen"][0], rel=1e-6)
+
+
+def test_bco_equals_trl_where_its_delta_is_zero(token_logps, reference_sums):
+    """TRL's DPO trainer has no delta, so the reference is moved until the mean reward is 0."""
+    token_logps.requires_grad_()
+    reference_sums = reference_sums + (token_logps.sum(1) - reference_sums).mean().detach()
+    output = losses.bco_pair(as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums), None, beta=0.4)
+    expected, _ = trl_dpo(token_logps, reference_sums, ["bco_pair"], beta=0.4)
+    assert output.state.tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
+    assert_same(output.losses_N.mean(), expected, token_logps)
+
+
+def test_bco_keeps_the_mean_of_all_steps(token_logps, reference_sums):
+    reference, state, rewards = as_logprobs(reference_sums), None, []
+    for step in range(1, 4):
+        sums = (token_logps.sum(1) * step).detach().requires_grad_()
+        policy = as_logprobs(sums)
+        output = losses.bco_pair(policy, reference, state, beta=0.3)
+        rewards.append(0.3 * (sums - reference_sums).mean().item())
+        delta, state = sum(rewards) / step, output.state
+        c, r = policy.chosen_P - reference.chosen_P, policy.rejected_P - reference.rejected_P
+        expected = torch.log1p(torch.exp(delta - 0.3 * c)) + torch.log1p(torch.exp(0.3 * r - delta))
+        assert state.tolist() == pytest.approx([delta, step])
+        assert_same(output.losses_N.mean(), expected.mean(), sums)
+
+
+def ranking_by_hand(scores, order):
+    """Negative log-likelihood of a ranking under Plackett-Luce, place by place."""
+    left = list(order)
+    total = 0.0
+    while len(left) > 1:
+        total = total - torch.log(scores[left[0]].exp() / sum(scores[i].exp() for i in left))
+        left.pop(0)
+    return total
+
+
+@pytest.mark.parametrize("kind", ["listwise", "all_pairs"])
+def test_plackett_luce_is_the_likelihood_of_the_rankings(kind):
+    """Two prompts of four and two answers, pairs in no order, either neighbouring ranks or all of them."""
+    torch.manual_seed(2)
+    sums = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    base = torch.randn(6, dtype=torch.float64)
+    rankings = ([3, 0, 2, 1], [5, 4])
+    pairs = [
+        (ranking[i], ranking[j])
+        for ranking in rankings
+        for i in range(len(ranking))
+        for j in (range(i + 1, len(ranking)) if kind == "all_pairs" else range(i + 1, min(i + 2, len(ranking))))
+    ]
+    numbers = torch.tensor(pairs)[torch.randperm(len(pairs))]
+    ones = torch.ones(len(pairs))
+    policy, reference = (LogProbs(*values[numbers].T, ones, ones) for values in (sums, base))
+    output = losses.plackett_luce(policy, reference, numbers + 100, beta=0.7)
+    expected = sum(ranking_by_hand(0.7 * (sums - base), ranking) for ranking in rankings)
+    assert len(output.losses_N) == 4  # three places and one
+    assert_same(output.losses_N.sum(), expected, sums)
+
+
+def test_plackett_luce_of_one_pair_a_prompt_is_dpo(token_logps, reference_sums):
+    token_logps.requires_grad_()
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    found = losses.plackett_luce(policy, reference, torch.arange(2 * PAIRS).reshape(PAIRS, 2), beta=0.3)
+    assert_same(found.losses_N.mean(), losses.sigmoid(policy, reference, beta=0.3).losses_P.mean(), token_logps)
+
+
+@pytest.mark.parametrize("weighting", ["plain", "tulu"])
+def test_weighted_sums_equal_trl(weighting, token_logps, reference_sums):
+    """MPO: losses of a pair and of the whole step in one sum."""
+    names = ["sigmoid", "apo_zero", "nca_pair"] if weighting == "plain" else ["sigmoid_norm", "aot", "hinge"]
+    weights = [0.8, 0.2, 1.5]
+    token_logps.requires_grad_()
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    calls = [Call(f"prefkit.train.losses:{name}", {"beta": 0.3}) for name in names]
+    objective = Preference.of([Weighted(*term) for term in zip(weights, calls, strict=True)])
+    expected, _ = trl_dpo(token_logps, reference_sums, names, loss_weights=weights, beta=0.3)
+    output, _ = objective.judge(Given(policy, reference))
+    assert_same(output.losses_P.mean(), expected, token_logps)
+
+
+def test_odpo_against_its_equation(token_logps, reference_sums):
+    token_logps.requires_grad_()
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    margins = torch.tensor([0.5, 1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
+    found = losses.odpo(policy, reference, margins, beta=0.3, alpha=0.7).losses_P
+    margin = 0.3 * (policy.chosen_P - reference.chosen_P - policy.rejected_P + reference.rejected_P)
+    expected = torch.log(1 + torch.exp(0.7 * torch.log(margins) - margin))
+    assert_same(found.sum(), expected.sum(), token_logps)
+    plain = losses.sigmoid(policy, reference, beta=0.3).losses_P
+    assert torch.allclose(losses.odpo(policy, reference, margins, beta=0.3, alpha=0.0).losses_P, plain)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_cpo_equals_trl_where_chosen_answers_are_equally_long(label_smoothing, token_logps):
     cpo = pytest.importorskip("trl.experimental.cpo")
@@ -241,7 +347,7 @@ def test_sft_term_equals_trl_where_chosen_answers_are_equally_long(token_logps, 
     token_logps.requires_grad_()
     masked = (token_logps - 0.5) * (torch.arange(WIDTH) < lengths[:, None])
     policy, reference = as_logprobs(masked.sum(1), lengths), as_logprobs(reference_sums, lengths)
-    output = add_sft(losses.sigmoid(policy, reference, beta=0.1), policy, sft_weight=0.7)
+    output = weighted_sum({"sigmoid": 1.0, "chosen_nll": 0.7}, policy, reference)
     expected, _ = trl_dpo(
         masked, reference_sums, ["sigmoid", "sft"], lengths=lengths, loss_weights=[1.0, 0.7], beta=0.1
     )
@@ -251,9 +357,9 @@ def test_sft_term_equals_trl_where_chosen_answers_are_equally_long(token_logps, 
 def test_sft_term_weighs_every_pair_alike(token_logps, reference_sums):
     policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
     plain = losses.hinge(policy, reference)
-    added = add_sft(plain, policy, sft_weight=2.0)
+    added = weighted_sum({"hinge": 1.0, "chosen_nll": 2.0}, policy, reference)
     assert torch.allclose(added.losses_P - plain.losses_P, -2 * policy.chosen_P / policy.chosen_length_P)
-    assert added.chosen_rewards_P is plain.chosen_rewards_P
+    assert torch.equal(added.chosen_rewards_P, plain.chosen_rewards_P)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])

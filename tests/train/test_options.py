@@ -48,11 +48,11 @@ def test_the_warm_up_leaves_a_step_at_the_peak(warmup: float, steps: int, expect
     assert warmup_steps(Phase(objective="sigmoid", warmup=warmup), steps) == expected
 
 
-def losses(folder: Path, body: str) -> str:
-    name = f"losses_{abs(hash(body))}"
+def losses(folder: Path, body: str, returns: str = "LossOutput", also: str = "") -> str:
+    name = f"losses_{abs(hash((body, returns, also)))}"
     (folder / f"{name}.py").write_text(
-        "from prefkit.train.losses import LossOutput\n"
-        "def mine(policy, reference):\n"
+        "from prefkit.train.losses import LossOutput, StepOutput\n"
+        f"def mine(policy, reference{also}) -> {returns}:\n"
         "    d = policy.chosen_P - reference.chosen_P - policy.rejected_P + reference.rejected_P\n"
         f"    {body}\n"
     )
@@ -73,11 +73,64 @@ def test_losses_from_outside_judge_each_pair_by_itself(
 ) -> None:
     from prefkit.resolve import Call
     from prefkit.train.objective import Preference
+    from prefkit.train.terms import Weighted
 
     address = losses(tmp_path, body)
     monkeypatch.syspath_prepend(str(tmp_path))
     if fits:
-        assert Preference.of(Call(address, {}), 0.0).takes_reference
+        assert Preference.of([Weighted(1.0, Call(address, {}))]).takes_reference
     else:
         with pytest.raises(UsageError, match="mine"):
-            Preference.of(Call(address, {}), 0.0)
+            Preference.of([Weighted(1.0, Call(address, {}))])
+
+
+def test_a_loss_from_outside_may_look_at_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefkit.resolve import Call
+    from prefkit.train.objective import Preference
+    from prefkit.train.terms import Weighted
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    address = losses(tmp_path, "return StepOutput((1 - d - d.mean()) ** 2, d, d)", "StepOutput")
+    assert Preference.of([Weighted(1.0, Call(address, {}))]).whole_step
+    address = losses(tmp_path, "return LossOutput(d, d, d)", also=", weather")
+    with pytest.raises(UsageError, match="asks for weather; a loss is given policy, reference, margins_P"):
+        Preference.of([Weighted(1.0, Call(address, {}))])
+    address = losses(tmp_path, "return LossOutput(d, d, d)", returns="Unheard")
+    with pytest.raises(UsageError, match="Unheard"):
+        check(pipeline(tmp_path, RANDOM.replace("sigmoid", address)))
+
+
+def test_a_sum_of_losses(tmp_path: Path) -> None:
+    entries = '[{ use = "sigmoid", weight = 0.8, label_smoothing = 0.1 }, { use = "bco_pair" }]'
+    checked = check(pipeline(tmp_path, RANDOM.replace('"sigmoid"', entries) + "sft_weight = 1.0\n"))
+    (losses_of_phase,) = checked.losses
+    assert [(term.weight, term.call.name) for term in losses_of_phase] == [(0.8, "sigmoid"), (1.0, "bco_pair")]
+    assert checked.phases[0].name == "sigmoid-bco_pair"
+    (shown,) = checked.table()["train"]
+    assert shown["objective"][1] == {"use": "bco_pair", "weight": 1.0, "beta": 0.1}
+    assert shown["objective"][0]["label_smoothing"] == 0.1
+    assert "beta" not in shown
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("[]", "names no loss"),
+        ('["sigmoid", "hinge"]', 'write each loss of a sum as { use = "sigmoid"'),
+        ('[{ use = "sigmoid", weight = 0 }]', "weight must be a number above 0, not 0"),
+        ('[{ use = "sigmoid", gama = 1.0 }]', 'unknown option "gama"'),
+        ('[{ use = "sft" }]', "write sft_weight"),
+        ('"plackett_luc"', 'Did you mean "plackett_luce"'),
+        ('[{ use = "sigmoid" }]\nbeta = 0.2', 'a sum of losses has no option "beta"'),
+        ('"hinge"\nlabel_smoothing = 0.1', 'objective "hinge" has no option "label_smoothing"'),
+        ('"nca_pair"\nf_divergence = "forward_kl"', 'has no option "f_divergence"'),
+        ('"sigmoid"\nf_divergence = "hellinger"', "f_divergence"),
+        ('"exo_pair"\nlabel_smoothing = 0.0', "label_smoothing"),
+        ('"orpo"\nreference = "live"', 'has no effect on objective "orpo": its loss takes none'),
+        ('[{ use = "simpo" }, { use = "cpo" }]\nreference = "live"', "has no effect on a sum of losses"),
+    ],
+)
+def test_what_a_loss_does_not_define_is_refused(tmp_path: Path, objective: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check(pipeline(tmp_path, RANDOM.replace('"sigmoid"', objective)))
+    assert message in str(caught.value)

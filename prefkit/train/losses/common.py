@@ -41,6 +41,18 @@ class LossOutput(NamedTuple):
     rejected_rewards_P: Tensor
 
 
+class StepOutput(NamedTuple):
+    """The losses of a step, N of them, whose mean is optimised; each may depend on all pairs.
+
+    A loss with a `state` parameter gets there what it returned as `state` at the step before, None at first.
+    """
+
+    losses_N: Tensor
+    chosen_rewards_P: Tensor
+    rejected_rewards_P: Tensor
+    state: Tensor | None = None
+
+
 def log_ratios(policy: LogProbs, reference: LogProbs) -> tuple[Tensor, Tensor]:
     """``c`` and ``r`` of each pair."""
     return policy.chosen_P - reference.chosen_P, policy.rejected_P - reference.rejected_P
