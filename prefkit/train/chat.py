@@ -41,6 +41,7 @@ from prefkit.errors import DataError, TrainError, did_you_mean, one_line
 from prefkit.manifest import Manifest, Shard, file_sha256
 from prefkit.schema import MESSAGES
 from prefkit.train.metrics import Progress
+from prefkit.train.mismatch import with_mismatched
 from prefkit.train.pack import Sequence, tree_size
 from prefkit.train.store import LOSSES, Example, Prompt, Store, finish_store, is_whole, open_store, write_file
 
@@ -55,11 +56,15 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Tokenising:
-    """What the tokens depend on besides the data; `column` is None for pairs, else the answers of sft."""
+    """What the tokens depend on besides the data; `column` is None for pairs, else the answers of sft.
+
+    `mismatched`: with each prompt also another prompt's answers, for losses that ask for them.
+    """
 
     max_length: int | None
     max_length_policy: LengthPolicy
     column: str | None
+    mismatched: bool = False
 
 
 def cache_folder(data: Path, cache: Path | None, otherwise: Path) -> Path:
@@ -130,6 +135,8 @@ def write_shard(data: Path, shard: Shard, tokenizer: Any, how: Tokenising, targe
     counts = Counter(rows=0, examples=0, sequences=0, tokens=0, tree_tokens=0, longest=0, **dict.fromkeys(LOSSES, 0))
     prompts = pairs_of_prompts if how.column is None else answers_of_prompts
     built = [prompt for batch in batches_of_prompts(source, how) for prompt in prompts(batch, tokenizer, how, counts)]
+    if how.mismatched:
+        built = with_mismatched(built, how.max_length)
     counts["sequences"] = sum(len(prompt.sequences) for prompt in built)
     counts["tokens"] = sum(len(sequence.tokens) for prompt in built for sequence in prompt.sequences)
     counts["tree_tokens"] = sum(prompt.tree_tokens for prompt in built)

@@ -71,7 +71,8 @@ class Examples:
         sequence_rows = np.arange(len(sequences)) + first + self.sequence_base[shard]
         if self.kept is not None:
             stays = self.kept[pair_rows if len(pairs) else sequence_rows]
-            used = np.unique(pairs[stays]) if len(pairs) else np.flatnonzero(stays)
+            of_no_pair = np.setdiff1d(np.arange(len(sequences)), pairs)  # other prompts' answers
+            used = np.union1d(pairs[stays], of_no_pair) if len(pairs) else np.flatnonzero(stays)
             sequences, sequence_rows = [sequences[at] for at in used], sequence_rows[used]
             if len(pairs):
                 pairs, pair_rows = np.searchsorted(used, pairs[stays]), pair_rows[stays]

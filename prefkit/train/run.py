@@ -245,7 +245,8 @@ def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, 
 def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split: str, model: Any) -> SplitData:
     """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
     column = phase.column if isinstance(objective, Supervised) else None
-    how = Tokenising(phase.max_length or None, phase.max_length_policy, column)
+    mismatched = isinstance(objective, Preference) and objective.asks_for("mismatched_M")
+    how = Tokenising(phase.max_length or None, phase.max_length_policy, column, mismatched)
     store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
     job.progress.note(f"{phase.name}, {store.summary}")
     policy.check_fits(model, job.tokenizer, store.counts["longest"])

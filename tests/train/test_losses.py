@@ -177,6 +177,52 @@ def test_f_divergences_stay_finite_far_away():
         assert grad.isfinite().all()
 
 
+def trl_kto(token_logps, reference_sums, labels, kl_ratios, **options):
+    """The loss of TRL's KTOTrainer, by its own method, and its log; `kl_ratios` are of mismatched answers."""
+    trl = pytest.importorskip("trl")
+    mask = (torch.arange(-1, WIDTH) >= 0) & (torch.arange(-1, WIDTH) < LENGTHS[:, None])
+    nothing = torch.zeros_like(token_logps)
+    outputs = SimpleNamespace(log_probs=token_logps, entropy=nothing, mean_logits=nothing)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
+        loss_type="kto",
+        calculate_KL=True,
+        precompute_ref_logps=True,
+        aux_loss_enabled=False,
+        _compute_kl_logps=lambda *_: kl_ratios,
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+        **options,
+    )
+    inputs = {
+        "input_ids": torch.zeros_like(mask, dtype=torch.long),
+        "attention_mask": torch.ones_like(mask, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "label": labels,
+        "ref_logps": reference_sums,
+        "ref_KL_logps": torch.zeros_like(kl_ratios),
+    }
+    loss = trl.KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+    return loss, trainer._metrics["train"]
+
+
+@pytest.mark.parametrize("kl", [[0.5, 1.5, -0.2], [-2.0, 1.0, 0.1]])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.3, 0.4)])
+def test_kto_equals_trl_on_the_unpaired_examples(kl, weights, token_logps, reference_sums):
+    token_logps.requires_grad_()
+    options = dict(zip(("desirable_weight", "undesirable_weight"), weights, strict=True)) | {"beta": 0.4}
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    ratios = torch.tensor(kl, dtype=torch.float64)
+    output = losses.kto(policy, reference, ratios, **options)
+    labels = torch.arange(2 * PAIRS) < PAIRS
+    expected, log = trl_kto(token_logps, reference_sums, labels, ratios, **options)
+    assert log["kl"][0] == pytest.approx(max(0.0, sum(kl) / 3))
+    assert_same(output.losses_N.mean(), expected, token_logps)
+    assert output.rejected_rewards_P.mean().item() == pytest.approx(log["rewards/rejected"][0], rel=1e-6)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
 def test_sorting_losses_equal_trl(name, label_smoothing, token_logps, reference_sums):
