@@ -21,13 +21,13 @@ OF_WHOLE_STEP = ["aot", "aot_unpaired", "bco_pair", "kto", "plackett_luce"]
 
 
 def trees_of_prompts(prompts=5):
-    """Four answers a prompt, in pairs of neighbouring ranks, numbered through all prompts."""
+    """Four answers a prompt, in pairs of neighbouring ranks, and one in no pair, numbered through all prompts."""
     rng, trees = np.random.default_rng(0), []
     for n in range(prompts):
-        prompt, *answers = (rng.integers(3, 61, size) for size in (6, 4, 7, 5, 3))
+        prompt, *answers = (rng.integers(3, 61, size) for size in (6, 4, 7, 5, 3, 6))
         sequences = [Sequence(np.r_[prompt, answer].astype(np.int32), 6) for answer in answers]
         tree = tree_of(sequences, [(2, 0), (0, 3), (3, 1)])
-        trees.append(replace(tree, pair_rows_P=tree.pair_rows_P + 3 * n, sequence_rows_Q=tree.sequence_rows_Q + 4 * n))
+        trees.append(replace(tree, pair_rows_P=tree.pair_rows_P + 3 * n, sequence_rows_Q=tree.sequence_rows_Q + 5 * n))
     return trees
 
 
@@ -54,10 +54,10 @@ def test_the_gradient_is_that_of_one_pass_over_all_pairs(terms):
     whole = objective.of_bin(ready.sequence_logps(bin), reference_of(bin), bin, step)
     whole.total.backward()
     expected = gradient(ready.model)
-    for max_tokens in (30, 60, 10_000):
+    for max_tokens in (40, 70, 10_000):
         ready.model.zero_grad()
         step = step_of(trees, max_tokens)
-        assert len(step.bins) == {30: 5, 60: 3, 10_000: 1}[max_tokens]
+        assert len(step.bins) == {40: 5, 70: 3, 10_000: 1}[max_tokens]
         result = whole_step.backward(objective, ready, reference_of, step, ())
         assert result.total.item() == pytest.approx(whole.total.item(), rel=1e-5)
         torch.testing.assert_close(gradient(ready.model), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
@@ -68,11 +68,11 @@ def test_bins_alone_would_give_another_gradient():
     """Else the test above could not fail."""
     ready, trees = policy.ready(make_model("Llama"), dtype="float32"), trees_of_prompts()
     objective = Preference.of([Weighted(1.0, Call("prefkit.train.losses:aot", {"beta": 1.0}))])
-    whole_step.backward(objective, ready, reference_of, step_of(trees, 30), ())
+    whole_step.backward(objective, ready, reference_of, step_of(trees, 40), ())
     expected = gradient(ready.model)
     ready.model.zero_grad()
-    for bin in step_of(trees, 30).bins:
-        objective.of_bin(ready.sequence_logps(bin), reference_of(bin), bin, step_of(trees, 30)).total.backward()
+    for bin in step_of(trees, 40).bins:
+        objective.of_bin(ready.sequence_logps(bin), reference_of(bin), bin, step_of(trees, 40)).total.backward()
     assert (gradient(ready.model) - expected).norm() > 0.05 * expected.norm()
 
 
@@ -84,7 +84,7 @@ def test_dropout_of_lora_falls_the_same_way_twice():
             torch.nn.init.normal_(parameter, std=0.1)
     ready.model.train()
     term = Term.of(1.0, Call("prefkit.train.losses:sigmoid", {}))
-    step, found = step_of(trees_of_prompts(), 30), []
+    step, found = step_of(trees_of_prompts(), 40), []
     for whole in (False, True):
         ready.model.zero_grad()
         objective = Preference([replace(term, whole_step=whole)])
