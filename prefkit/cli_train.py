@@ -94,7 +94,10 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--max-length", type=positive, default=1024, metavar="N", help="tokens of prompt and answer (default: 1024)"
     )
     parser.add_argument(
-        "--max-length-policy", choices=("truncate", "drop", "error"), default="truncate", help="for what is longer"
+        "--max-length-policy",
+        choices=("truncate_completion", "truncate_prompt_start", "drop", "error"),
+        default="truncate_completion",
+        help="for what is longer (default: truncate_completion)",
     )
     parser.add_argument(
         "--max-tokens",

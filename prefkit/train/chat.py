@@ -8,50 +8,41 @@ The store stands in a folder named by the hash of all it depends on: the shards'
 the length rule. A folder with `store.json` is complete; without it, its finished files are kept and the rest is
 written.
 
-The boundary between prompt and completion is TRL's: the prompt (with the generation prompt) and both full
-conversations are tokenised apart, and the completion starts where the shorter of the two common token prefixes ends.
-Rendered text is tokenised with `add_special_tokens=False`, since the template writes BOS itself where a model wants
-one. A template that asks for the date (`strftime_now`) gets `DATE`, whatever day it is: tokens must not depend on it.
-
-Cost: about 100 microseconds a conversation for the template and some megabytes of text a second and core for the
-tokenizer, once; afterwards a run starts by mapping the files. On disk a token takes four bytes.
+Templates and the boundary between prompt and completion: `prefkit.train.template`; what exceeds `max_length`:
+`prefkit.train.length`. On disk a token takes four bytes; afterwards a run starts by mapping the files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
 import hashlib
 import itertools
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from transformers.utils import chat_template_utils
 
-from prefkit.errors import DataError, TrainError, did_you_mean, one_line
+from prefkit.errors import DataError, TrainError, did_you_mean
 from prefkit.manifest import Manifest, Shard, file_sha256
 from prefkit.schema import MESSAGES
+from prefkit.train.length import Given, Limit, Policy, fit
 from prefkit.train.metrics import Progress
 from prefkit.train.mismatch import with_mismatched
 from prefkit.train.pack import Sequence, tree_size
 from prefkit.train.store import LOSSES, Example, Prompt, Store, finish_store, is_whole, open_store, write_file
+from prefkit.train.template import Conversation, encode_examples, has_system, system_role
 
-FORMAT = 3
-DATE = datetime.date(2024, 7, 26)  # the one that Llama's templates fall back to
+FORMAT = 4
 ROWS_A_BATCH = 1024
 
-LengthPolicy = Literal["truncate", "drop", "error"]
 Row = dict[str, Any]
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -62,9 +53,13 @@ class Tokenising:
     """
 
     max_length: int | None
-    max_length_policy: LengthPolicy
+    max_length_policy: Policy
     column: str | None
     mismatched: bool = False
+
+    @property
+    def limit(self) -> Limit:
+        return Limit(self.max_length, self.max_length_policy)
 
 
 def cache_folder(data: Path, cache: Path | None, otherwise: Path) -> Path:
@@ -133,8 +128,15 @@ def write_shard(data: Path, shard: Shard, tokenizer: Any, how: Tokenising, targe
     if file_sha256(source) != shard.sha256:
         raise DataError(f"{source}: not the bytes that the manifest lists. Build the data set again.")
     counts = Counter(rows=0, examples=0, sequences=0, tokens=0, tree_tokens=0, longest=0, **dict.fromkeys(LOSSES, 0))
+    system = system_role(tokenizer)
     prompts = pairs_of_prompts if how.column is None else answers_of_prompts
-    built = [prompt for batch in batches_of_prompts(source, how) for prompt in prompts(batch, tokenizer, how, counts)]
+    begins = how.column if how.column not in (None, "chosen", "rejected") else "prompt"
+    built: list[Prompt] = []
+    for batch in batches_of_prompts(source, how):
+        with_system = sum(has_system(row[begins]) for group in batch for _, row in group)
+        counts["system_merged"] += with_system * (system == "refused")
+        counts["system_left_out"] += with_system * (system == "left out")
+        built += prompts(batch, tokenizer, how, counts, shard.path)
     if how.mismatched:
         built = with_mismatched(built, how.max_length)
     counts["sequences"] = sum(len(prompt.sequences) for prompt in built)
@@ -164,29 +166,27 @@ def batches_of_prompts(source: Path, how: Tokenising) -> Iterator[list[list[tupl
 
 
 def pairs_of_prompts(
-    batch: list[list[tuple[int, Row]]], tokenizer: Any, how: Tokenising, counts: Counter[str]
+    batch: list[list[tuple[int, Row]]], tokenizer: Any, how: Tokenising, counts: Counter[str], shard: str
 ) -> Iterator[Prompt]:
     """Each prompt with its distinct completions and the pairs among them."""
-    rows = [row for group in batch for _, row in group]
-    prompts = encode(tokenizer, [row["prompt"] for row in rows], open_turn=True)
-    chosen = encode(tokenizer, [row["prompt"] + row["chosen"] for row in rows])
-    rejected = encode(tokenizer, [row["prompt"] + row["rejected"] for row in rows])
-    tokens_of_rows = zip(prompts, chosen, rejected, strict=True)
-    counts["rows"] += len(rows)
-    for group in batch:
+    given = [
+        [Given(f"{shard}, row {at}", row["prompt"], [row["chosen"], row["rejected"]]) for at, row in group]
+        for group in batch
+    ]
+    encoded = iter(encode_examples(tokenizer, [(g.prompt, g.completions) for group in given for g in group]))
+    for group, rows in zip(given, batch, strict=True):
+        counts["rows"] += len(group)
         distinct = Distinct()
         pairs, examples = [], []
-        for (row, values), (prompt, *both) in zip(group, tokens_of_rows, strict=False):
-            start = min(common_prefix(prompt, side) for side in both)
-            counts["boundary_moved"] += start < len(prompt)
-            sides = fit(both, max(start, 1), how, counts, where=row)
+        sides_of = fit(group, [next(encoded) for _ in group], tokenizer, how.limit, counts)
+        for (row, values), sides in zip(rows, sides_of, strict=True):
             if sides is None:
                 continue
-            good, bad = sides
+            good, bad = sides.tokens
             if np.array_equal(good, bad):
                 counts["same_after_cut"] += 1
             else:
-                pairs.append((row, distinct.add(good, max(start, 1), row), distinct.add(bad, max(start, 1), row)))
+                pairs.append((row, distinct.add(good, sides.start, row), distinct.add(bad, sides.start, row)))
                 examples.append(example_of(values))
         if pairs:
             counts["examples"] += len(pairs)
@@ -194,31 +194,25 @@ def pairs_of_prompts(
 
 
 def answers_of_prompts(
-    batch: list[list[tuple[int, Row]]], tokenizer: Any, how: Tokenising, counts: Counter[str]
+    batch: list[list[tuple[int, Row]]], tokenizer: Any, how: Tokenising, counts: Counter[str], shard: str
 ) -> Iterator[Prompt]:
     """Each prompt with the assistant turns to learn: those of its answers, or all those of a message column.
 
     A conversation of three assistant turns is three sequences, each the next one's prefix: a tree computes it once.
     """
-    turns = [[(row, *turn) for row, content in group for turn in assistant_turns(content, how)] for group in batch]
+    turns = [[(row, turn) for row, content in group for turn in assistant_turns(content, how)] for group in batch]
     values = {row: content for group in batch for row, content in group}
-    flat = [turn for group in turns for turn in group]
-    prompts = iter(encode(tokenizer, [messages[:at] for _, messages, at in flat], open_turn=True))
-    whole = iter(encode(tokenizer, [messages[: at + 1] for _, messages, at in flat]))
-    counts["rows"] += sum(len(group) for group in batch)
-    counts["empty_completion"] += sum(
-        len(group) - len({row for row, *_ in ts}) for group, ts in zip(batch, turns, strict=True)
-    )
-    for group in turns:
+    encoded = iter(encode_examples(tokenizer, [(before, [[turn]]) for group in turns for _, (before, turn) in group]))
+    for group, rows in zip(turns, batch, strict=True):
+        counts["rows"] += len(rows)
+        counts["no_answer"] += len(rows) - len({row for row, _ in group})
         distinct = Distinct()
-        for row, _, _ in group:
-            prompt, full = next(prompts), next(whole)
-            start = common_prefix(prompt, full)
-            counts["boundary_moved"] += start < len(prompt)
-            fitting = fit([full], max(start, 1), how, counts, where=row)
-            if fitting is not None:
+        given = [Given(f"{shard}, row {row}", before, [[turn]]) for row, (before, turn) in group]
+        sides_of = fit(given, [next(encoded) for _ in group], tokenizer, how.limit, counts)
+        for (row, _), sides in zip(group, sides_of, strict=True):
+            if sides is not None:
                 before = len(distinct.sequences)
-                counts["repeated"] += distinct.add(fitting[0], max(start, 1), row) < before
+                counts["repeated"] += distinct.add(sides.tokens[0], sides.start, row) < before
         if distinct.sequences:
             counts["examples"] += len(distinct.sequences)
             examples = [example_of(values[row]) for row in distinct.rows]
@@ -230,13 +224,16 @@ def example_of(row: Row) -> Example:
     return Example(*(row.get(name) for name in Example._fields))
 
 
-def assistant_turns(row: Row, how: Tokenising) -> Iterator[tuple[list[Message], int]]:
-    """The conversation of a row, once for each assistant message to learn, with that message's position."""
+def assistant_turns(row: Row, how: Tokenising) -> Iterator[tuple[Conversation, dict[str, str]]]:
+    """Each assistant message of a row to learn, with the conversation before it.
+
+    One that begins a conversation answers nothing, and is context only.
+    """
     before = row["prompt"] if how.column in ("chosen", "rejected") else []
     messages = before + row[how.column or "chosen"]
     for at in range(max(1, len(before)), len(messages)):
         if messages[at]["role"] == "assistant":
-            yield messages, at
+            yield messages[:at], messages[at]
 
 
 class Distinct:
@@ -255,80 +252,3 @@ class Distinct:
             self.sequences.append(Sequence(tokens, start))
             self.rows.append(row)
         return self._position[key]
-
-
-def fit(
-    sides: list[np.ndarray], start: int, how: Tokenising, counts: Counter[str], *, where: int
-) -> list[np.ndarray] | None:
-    """The sides of an example, cut to max_length where the rule says so; None, and counted, if it cannot be used."""
-    if any(len(side) <= start for side in sides):
-        counts["empty_completion"] += 1
-        return None
-    if how.max_length is None or all(len(side) <= how.max_length for side in sides):
-        return sides
-    if how.max_length_policy == "error":
-        raise TrainError(
-            f"row {where} (from 0) of a shard has {max(map(len, sides))} tokens, more than max_length = "
-            f"{how.max_length}. "
-            'Raise it, or say max_length_policy = "truncate" or "drop".'
-        )
-    if how.max_length_policy == "drop":
-        counts["too_long"] += 1
-        return None
-    if start >= how.max_length:
-        counts["prompt_too_long"] += 1
-        return None
-    counts["cut"] += 1
-    return [side[: how.max_length] for side in sides]
-
-
-def encode(tokenizer: Any, conversations: list[list[Message]], *, open_turn: bool = False) -> list[np.ndarray]:
-    """Token ids of each conversation as the template renders it; `open_turn` appends the assistant's header."""
-    texts = render(tokenizer, conversations, open_turn=open_turn)
-    distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return []
-    ids = tokenizer(distinct, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    tokens_of = {text: np.array(tokens, dtype=np.int32) for text, tokens in zip(distinct, ids, strict=True)}
-    return [tokens_of[text] for text in texts]
-
-
-@contextlib.contextmanager
-def frozen_date() -> Iterator[None]:
-    """Within, the clock that transformers' `strftime_now` reads stands at `DATE`; templates take none of ours."""
-    clock = chat_template_utils.datetime
-    chat_template_utils.datetime = _Frozen
-    try:
-        yield
-    finally:
-        chat_template_utils.datetime = clock
-
-
-class _Frozen(datetime.datetime):
-    @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> _Frozen:
-        return cls(DATE.year, DATE.month, DATE.day, tzinfo=tz)
-
-
-def render(tokenizer: Any, conversations: list[list[Message]], *, open_turn: bool) -> list[str]:
-    """The text of each conversation; TrainError with the template's own complaint and the conversation it is about."""
-    apply: Callable[..., Any] = tokenizer.apply_chat_template
-    texts = []
-    for conversation in conversations:
-        try:
-            with frozen_date():
-                texts.append(apply(conversation, tokenize=False, add_generation_prompt=open_turn))
-        except Exception as error:  # a template can fail in any way that Python can
-            shown = json.dumps(conversation, ensure_ascii=False)[:160]
-            raise TrainError(
-                f"the chat template refuses a conversation ({one_line(error)}): {shown} … "
-                "Filter such rows out, or give another chat_template under [model]."
-            ) from error
-    return texts
-
-
-def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
-    """Number of leading tokens that both have in common."""
-    size = min(len(left), len(right))
-    differing = np.flatnonzero(left[:size] != right[:size])
-    return int(differing[0]) if len(differing) else size

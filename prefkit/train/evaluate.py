@@ -29,8 +29,9 @@ from prefkit import resolve
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest
 from prefkit.train import chat, policy, reference, tokenizer
-from prefkit.train.chat import LengthPolicy, Tokenising
+from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
+from prefkit.train.length import Policy
 from prefkit.train.logps import pair_logps
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import Preference, States, per_pair, preferred
@@ -50,7 +51,7 @@ def evaluate(
     split: str = "test",
     beta: float = 0.1,
     max_length: int | None = 1024,
-    max_length_policy: LengthPolicy = "truncate",
+    max_length_policy: Policy = "truncate_completion",
     max_tokens: int = 8192,
     dtype: Dtype = "float32",
     chat_template: str | None = None,

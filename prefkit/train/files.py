@@ -33,9 +33,12 @@ def scratch(folder: Path) -> Iterator[Path]:
     _sweep(folder)
     while True:
         path = Path(tempfile.mkdtemp(dir=folder, prefix=SCRATCH))
-        lock = os.open(path, os.O_RDONLY)
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # swept by another process at once
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():  # and was not swept by another process before it was locked
+        if path.exists():  # and was not swept before it was locked
             break
         os.close(lock)
     try:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from prefkit.errors import UsageError
-from prefkit.train import chat
-from prefkit.train.chat import Message
+from prefkit.train import template
+from prefkit.train.template import Message
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def generate(
     model.set_attn_implementation("sdpa")
     training = model.training
     model.eval()
-    tokens = chat.encode(words, list(prompts), open_turn=True)
+    tokens = template.encode(words, list(prompts), open_turn=True)
     answers = [""] * len(tokens)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0}
     how = sampling if temperature else {"do_sample": False}

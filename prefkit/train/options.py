@@ -20,9 +20,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from prefkit import config, resolve
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
-from prefkit.train import terms
+from prefkit.train import length, terms
 from prefkit.train.attention import Kernel
-from prefkit.train.chat import LengthPolicy
 from prefkit.train.policy import Dtype
 from prefkit.train.terms import Weighted
 
@@ -54,7 +53,7 @@ class Phase:
     pairs_per_step: Count = 32  # whole prompts until there are as many pairs (answers, for sft)
     max_tokens: Count = 8192  # of a bin: memory and speed, never the result
     max_length: Annotated[int, Ge(0)] = 1024  # of prompt and completion together; 0: no limit
-    max_length_policy: LengthPolicy = "truncate"  # truncate: cut the completion; drop the pair; error: stop
+    max_length_policy: length.Policy = "truncate_completion"  # or truncate_prompt_start, drop (the example), error
     learning_rate: Annotated[float, Gt(0), Le(1e6)] | None = None  # default: 1e-6 for preferences, 2e-5 for sft
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up; the last two fall to 0
     warmup: NotNegative = 0.1  # below 1: a fraction of the steps; else a number of steps
@@ -157,6 +156,11 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
     of_phase = resolve.options_of(Phase)
     foreign = terms.without_effect(found) | dict.fromkeys(SFT_ONLY, "") if found else dict.fromkeys(PREFERENCE_ONLY, "")
     _check_keys(table, foreign, [*of_phase, *of_loss], where)
+    if table.get("max_length_policy") == "truncate":
+        raise UsageError(
+            f'{where}: max_length_policy = "truncate" is called "truncate_completion" now, '
+            'beside "truncate_prompt_start".'
+        )
     defaults = {
         "name": "-".join(address.rpartition(":")[2] for address in found) or "sft",
         "learning_rate": DEFAULT_LEARNING_RATE["preference" if found else "sft"],

@@ -72,15 +72,22 @@ class Store:
         )
 
 
-# What is counted where a row is not used as it is. "cut" rows are trained on; the others are not.
+# What is counted where a row is not used as it is. Under the first six, examples are trained on; under the others not.
 LOSSES = {
-    "cut": "a completion was cut at max_length, and so lost its end-of-turn token",
+    "completion_cut": "a completion was cut at max_length, and so lost its end-of-turn token",
+    "prompt_cut": "the start of a prompt was left out to stay within max_length",
+    "boundary_moved": "the prompt's end has other tokens once a completion follows; from there on it is completion",
+    "system_merged": "the template refuses system messages, so this one stands before the first user message's text",
+    "system_left_out": "the template leaves the system message out",
+    "repeated": "the same answer to the same prompt again, and learned once",
     "prompt_too_long": "the prompt alone reaches max_length",
+    "completion_too_long": "the completion leaves no room for any of its prompt within max_length",
     "too_long": 'longer than max_length under max_length_policy = "drop"',
     "empty_completion": "a completion has no token of its own",
+    "no_answer": "there is no assistant message to learn",
     "same_after_cut": "chosen and rejected are the same up to max_length",
-    "repeated": "the same answer to the same prompt again",
-    "boundary_moved": "the prompt's end has other tokens once a completion follows; from there on it is completion",
+    "prompt_rewritten": "the template writes the prompt's messages differently once a completion follows",
+    "answer_rewritten": "the template leaves out or rewrites part of the answer, its thinking for example",
 }
 
 

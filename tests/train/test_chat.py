@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from prefkit.train.examples import Examples
 from prefkit.train.metrics import Silent
 from tests.train.datasets_for_tests import pair, toy_pairs, write_data_set
 
-ALL = Tokenising(None, "truncate", None)
+ALL = Tokenising(None, "truncate_completion", None)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +62,9 @@ def trl_pairs(rows: list[dict], words, max_length: int | None) -> list[tuple[lis
     return result
 
 
-@pytest.mark.parametrize("template", ["own", "plain", "header changes", "header begins"])
+@pytest.mark.parametrize("kind", ["own", "plain", "header changes", "header begins"])
 @pytest.mark.parametrize("max_length", [None, 44])
-def test_tokens_and_boundary_are_those_of_trl(tmp_path, words, template, max_length):
+def test_tokens_and_boundary_are_those_of_trl(tmp_path, words, kind, max_length):
     templates = {
         "own": tokenizer.SPECIAL_TEMPLATE,
         "plain": tokenizer.TEMPLATES["plain"],
@@ -79,20 +78,20 @@ def test_tokens_and_boundary_are_those_of_trl(tmp_path, words, template, max_len
     rows = [*toy_pairs(12, 3), pair("A " * 40, "long", "prompt"), pair("Hi.", "thin " * 50, "this")]
     two_turns = [*rows[0]["chosen"], {"role": "user", "content": "And?"}, *rows[1]["chosen"]]
     rows += [pair("Two turns.", "", "b", chosen=two_turns)]
-    before, words.chat_template = words.chat_template, templates[template]
+    before, words.chat_template = words.chat_template, templates[kind]
     try:
-        store = store_of(tmp_path / "d", rows, words, Tokenising(max_length, "truncate", None))
+        store = store_of(tmp_path / "d", rows, words, Tokenising(max_length, "truncate_completion", None))
         expected = trl_pairs(rows, words, max_length)
     finally:
         words.chat_template = before
     # A pair that max_length makes equal teaches nothing: prefkit counts it and leaves it out, TRL trains on it.
     expected = [row for row in expected if row[0] != row[1]]
     assert read_pairs(store) == expected
-    if template == "header changes":
+    if kind == "header changes":
         assert store.counts["boundary_moved"] == len(rows)
     if max_length:
         assert store.counts["prompt_too_long"] >= 1
-        assert store.counts["cut"] >= 1
+        assert store.counts["completion_cut"] >= 1
 
 
 def test_tokens_are_those_of_trl_on_real_pairs(tmp_path):
@@ -104,7 +103,7 @@ def test_tokens_are_those_of_trl_on_real_pairs(tmp_path):
         raw = [json.loads(line) for line, _ in zip(file, range(80), strict=False)]
     rows = [pair(r["prompt"], r["chosen"], r["rejected"]) for r in raw if r["chosen"] != r["rejected"]]
     real = tokenizer.load_tokenizer(model)
-    store = store_of(tmp_path / "d", rows, real, Tokenising(512, "truncate", None))
+    store = store_of(tmp_path / "d", rows, real, Tokenising(512, "truncate_completion", None))
     assert read_pairs(store) == [row for row in trl_pairs(rows, real, 512) if row[0] != row[1]]
 
 
@@ -112,12 +111,12 @@ def test_tokens_are_those_of_trl_on_real_pairs(tmp_path):
 @given(
     texts=st.lists(st.tuples(*[st.text("ab é\n", max_size=12)] * 3), min_size=1, max_size=8),
     max_length=st.integers(2, 30),
-    policy=st.sampled_from(["truncate", "drop"]),
+    policy=st.sampled_from(["truncate_completion", "truncate_prompt_start", "drop"]),
 )
 def test_every_row_is_used_or_counted(tmp_path_factory, words, texts, max_length, policy):
     rows = [pair(*text) for text in texts]
     store = store_of(tmp_path_factory.mktemp("d") / "d", rows, words, Tokenising(max_length, policy, None))
-    unused = ("prompt_too_long", "too_long", "empty_completion", "same_after_cut")
+    unused = ("prompt_too_long", "completion_too_long", "too_long", "empty_completion", "same_after_cut")
     assert store.counts["rows"] == len(rows)
     assert store.counts["examples"] + sum(store.counts[name] for name in unused) == len(rows)
     for chosen, rejected, start in read_pairs(store):
@@ -132,12 +131,12 @@ def test_completions_shared_by_pairs_are_stored_once(tmp_path, words):
 
 
 def test_error_policy_names_the_row(tmp_path, words):
-    with pytest.raises(TrainError, match=r"row 1 .* more than max_length = 20"):
+    with pytest.raises(TrainError, match=r"row 1: .* more than max_length = 20"):
         store_of(tmp_path / "d", [pair("a", "b", "c"), pair("a " * 60, "b", "c")], words, Tokenising(20, "error", None))
 
 
 def test_sft_learns_each_distinct_answer_once(tmp_path, words):
-    store = store_of(tmp_path / "d", toy_pairs(5, answers=3), words, Tokenising(None, "truncate", "chosen"))
+    store = store_of(tmp_path / "d", toy_pairs(5, answers=3), words, Tokenising(None, "truncate_completion", "chosen"))
     assert store.counts["rows"] == 15
     assert store.counts["examples"] == 10  # the best answer stands in two pairs of each prompt
     assert store.counts["repeated"] == 5
@@ -151,13 +150,13 @@ def test_sft_on_a_message_column_learns_every_assistant_turn(tmp_path, words):
         tmp_path / "d",
         [pair("p", "x", "y", prompt=messages), pair("q", "x", "y", prompt=lonely)],
         words,
-        Tokenising(None, "truncate", "prompt"),
+        Tokenising(None, "truncate_completion", "prompt"),
     )
     view = Examples.of(store).shards[0]
     sequences, _ = view.sequences_of(0)
     assert [words.decode(s.tokens[s.start :]) for s in sequences] == ["Hello.<|end|>", "It is 4.<|end|>"]
     assert view.tree_tokens[0] == len(sequences[1].tokens)  # the first turn is a prefix of the second
-    assert store.counts["empty_completion"] == 1
+    assert store.counts["no_answer"] == 1
 
 
 def test_changed_options_or_bytes_give_another_store(tmp_path, words):
@@ -165,7 +164,7 @@ def test_changed_options_or_bytes_give_another_store(tmp_path, words):
     first = store_of(tmp_path / "a", rows, words)
     assert first.key == store_of(tmp_path / "b", rows, words).key
     assert first.key != store_of(tmp_path / "c", rows[1:], words).key
-    assert first.key != store_of(tmp_path / "d", rows, words, Tokenising(8, "truncate", None)).key
+    assert first.key != store_of(tmp_path / "d", rows, words, Tokenising(8, "truncate_completion", None)).key
     before, words.chat_template = words.chat_template, words.chat_template + " "
     try:
         assert first.key != store_of(tmp_path / "e", rows, words).key
@@ -209,9 +208,3 @@ def test_template_that_refuses_is_quoted(tmp_path, words):
     rows = [pair("p", "a", "b", prompt=[{"role": "tool", "content": "result"}])]
     with pytest.raises(TrainError, match=r"knows system, user and assistant, not tool.*result"):
         store_of(tmp_path / "d", rows, words)
-
-
-def test_common_prefix():
-    assert chat.common_prefix(np.array([1, 2, 3]), np.array([1, 2])) == 2
-    assert chat.common_prefix(np.array([1, 2, 3]), np.array([1, 5, 3])) == 1
-    assert chat.common_prefix(np.array([2]), np.array([1])) == 0

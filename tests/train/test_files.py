@@ -55,7 +55,7 @@ def test_sums_are_those_of_sha256sum_and_find_damage(tmp_path):
 def test_damaged_tokens_are_named_and_made_again(tmp_path, damage):
     manifest = write_data_set(tmp_path / "d", toy_pairs(6), shards=2)
     words = tokenizer.train_bpe(tmp_path / "d", manifest, vocab_size=400)
-    how = Tokenising(None, "truncate", None)
+    how = Tokenising(None, "truncate_completion", None)
     notes, progress = [], Silent()
     progress.note = notes.append
 

@@ -21,7 +21,7 @@ def parts(tmp_path):
     folder = tmp_path / "d"
     manifest = write_data_set(folder, toy_pairs(12, answers=3), shards=3)
     words = tokenizer.train_bpe(folder, manifest, vocab_size=400)
-    how = Tokenising(None, "truncate", None)
+    how = Tokenising(None, "truncate_completion", None)
     store = chat.tokenise(folder, manifest, "train", words, how, cache=tmp_path / "cache", **QUIET)
     return (
         policy.ready(policy.create(TINY, words, seed=0), dtype="float32"),

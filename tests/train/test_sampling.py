@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 def examples(data):
     manifest = run.manifests.read(data)
     words = tokenizer.train_bpe(data, manifest, vocab_size=400)
-    how = Tokenising(None, "truncate", None)
+    how = Tokenising(None, "truncate_completion", None)
     return Examples.of(chat.tokenise(data, manifest, "train", words, how, cache=data / "c", progress=Silent()))
 
 
@@ -142,7 +142,7 @@ def test_curriculum_goes_by_the_quantile_of_the_margin_within_a_source(tmp_path,
     ]
     manifest = write_data_set(tmp_path / "d", rows, shards=2)
     words = tokenizer.train_bpe(tmp_path / "d", manifest, vocab_size=300)
-    how = Tokenising(None, "truncate", None)
+    how = Tokenising(None, "truncate_completion", None)
     store = chat.tokenise(tmp_path / "d", manifest, "train", words, how, cache=tmp_path, progress=Silent())
     examples = Examples.of(store)
     _, plan = planned(examples, curriculum=curriculum)
@@ -175,7 +175,7 @@ def test_what_no_filter_can_judge(tmp_path):
     rows = [pair("a", "x", "y"), pair("b", "x", "y", chosen_score=2.0, rejected_score=1.0)]
     manifest = write_data_set(tmp_path / "d", rows)
     words = tokenizer.train_bpe(tmp_path / "d", manifest, vocab_size=300)
-    how = Tokenising(None, "truncate", None)
+    how = Tokenising(None, "truncate_completion", None)
     store = chat.tokenise(tmp_path / "d", manifest, "train", words, how, cache=tmp_path, progress=Silent())
     with pytest.raises(TrainError, match=r"goes by margin, but 1 of 2 prompts"):
         planned(Examples.of(store), curriculum="easy_first")

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from prefkit.errors import TrainError
-from prefkit.train import chat, reference, tokenizer
+from prefkit.train import chat, reference, template, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import Silent
 from prefkit.train.store import is_whole
 from tests.train.datasets_for_tests import toy_pairs, write_data_set
 
-ALL = Tokenising(None, "truncate", None)
+ALL = Tokenising(None, "truncate_completion", None)
 
 
 @pytest.fixture
@@ -83,15 +83,15 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
 def test_date_of_a_template_is_frozen(made):
     words = made[2]
     words.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
-    text = chat.render(words, [[{"role": "user", "content": "Hi"}]], open_turn=False)
+    text = template.render(words, [[{"role": "user", "content": "Hi"}]], open_turn=False)
     assert text == [f"{datetime.date(2024, 7, 26)} Hi"]
 
 
-@pytest.mark.parametrize("template", ["{{ messages[0].content + 1 }}", "{% for %}", "{{ 1 / 0 }}", "{{ a.b.c }}"])
-def test_failing_template_is_one_sentence(made, template):
-    made[2].chat_template = template
+@pytest.mark.parametrize("text", ["{{ messages[0].content + 1 }}", "{% for %}", "{{ 1 / 0 }}", "{{ a.b.c }}"])
+def test_failing_template_is_one_sentence(made, text):
+    made[2].chat_template = text
     with pytest.raises(TrainError, match="the chat template refuses a conversation") as caught:
-        chat.render(made[2], [[{"role": "user", "content": "Hi"}]], open_turn=False)
+        template.render(made[2], [[{"role": "user", "content": "Hi"}]], open_turn=False)
     assert "\n" not in str(caught.value)
 
 

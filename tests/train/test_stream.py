@@ -88,7 +88,7 @@ def examples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stream") / "d"
     manifest = write_data_set(folder, toy_pairs(14, answers=3), shards=3)
     words = tokenizer.train_bpe(folder, manifest, vocab_size=400)
-    how = Tokenising(None, "truncate", None)
+    how = Tokenising(None, "truncate_completion", None)
     store = chat.tokenise(folder, manifest, "train", words, how, cache=folder / "c", progress=Silent())
     return Examples.of(store)
 
@@ -139,7 +139,7 @@ def test_examples_know_source_language_and_scores(tmp_path):
     words = tokenizer.train_bpe(tmp_path / "d", manifest, vocab_size=400)
 
     def examples_of(column):
-        how = Tokenising(None, "truncate", column)
+        how = Tokenising(None, "truncate_completion", column)
         return Examples.of(
             chat.tokenise(tmp_path / "d", manifest, "train", words, how, cache=tmp_path, progress=Silent())
         )
