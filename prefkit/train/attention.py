@@ -3,8 +3,8 @@
 A bin (`prefkit.train.pack`) is one row of tokens, cut into segments. A segment continues a prefix of the path of the
 segment before it, so its queries see ``depth`` keys of that path and, causally, themselves: attention with n queries
 and ``m = depth + n`` keys whose causal mask is aligned bottom-right. That is one call of scaled dot-product attention
-(SDPA) a segment. No T x T mask is made, and different trees of a bin cost each other nothing. The first segment of a
-tree, the prompt with a completion, has no gathered keys and takes the plain causal kernel.
+(SDPA) a segment, with a mask of n x m. No T x T mask is made, and different trees of a bin cost each other nothing. The
+first segment of a tree, the prompt with a completion, has no gathered keys and takes the plain causal kernel.
 
 The keys of a path are built by recursion, ``path(s) = path(s - 1)[:depth] + own(s)``.
 Queries, keys and values are cut by one ``split`` each, whose backward is one concatenation; slicing a segment at a time
@@ -35,7 +35,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from prefkit.errors import TrainError
@@ -83,7 +82,7 @@ def tree_attention(
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     device = query_BHTD.device.type
     if torch.is_autocast_enabled(device):
-        # Rotated queries and keys come in float32; autocast would cast them for SDPA, but does not see a `CausalBias`.
+        # Rotated queries and keys come in float32; autocast casts them for SDPA, but knows nothing of other kernels.
         dtype = torch.get_autocast_dtype(device)
         query_BHTD, key_BHTD, value_BHTD = query_BHTD.to(dtype), key_BHTD.to(dtype), value_BHTD.to(dtype)
     if varlen and softcap is None and s_aux is None and attention_varlen.fits(query_BHTD, dropout):
@@ -122,22 +121,20 @@ def _attend(
     if softcap is not None or sinks_H is not None:
         mask_NM = _visible(n, m, window, query_BHND.device)
         return _softmax_attention(query_BHND, key_BHMD, value_BHMD, mask_NM, scale, dropout, softcap, sinks_H)
-    if window is not None:
-        # SDPA's fast kernels take grouped heads or a mask, not both.
-        groups = query_BHND.shape[1] // key_BHMD.shape[1]
-        key_BHMD, value_BHMD = _repeat_heads(key_BHMD, groups), _repeat_heads(value_BHMD, groups)
-        mask: Tensor | None = _visible(n, m, window, query_BHND.device)
-    else:
-        mask = causal_lower_right(n, m) if n < m else None
+    if n == m and window is None:
+        grouped = query_BHND.shape[1] != key_BHMD.shape[1]
+        return F.scaled_dot_product_attention(
+            query_BHND, key_BHMD, value_BHMD, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
+        )
+    # SDPA's fast kernels take grouped heads or a mask, not both.
+    groups = query_BHND.shape[1] // key_BHMD.shape[1]
     return F.scaled_dot_product_attention(
         query_BHND,
-        key_BHMD,
-        value_BHMD,
-        attn_mask=mask,
-        is_causal=mask is None,
+        _repeat_heads(key_BHMD, groups),
+        _repeat_heads(value_BHMD, groups),
+        attn_mask=_visible(n, m, window, query_BHND.device),
         dropout_p=dropout,
         scale=scale,
-        enable_gqa=query_BHND.shape[1] != key_BHMD.shape[1],
     )
 
 

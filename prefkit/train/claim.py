@@ -18,7 +18,7 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.manifest import Manifest, write_text_atomically
-from prefkit.train import metrics
+from prefkit.train import alarms, metrics, samples
 from prefkit.train.options import TrainOptions
 from prefkit.train.sinks import SINKS
 
@@ -109,7 +109,8 @@ def _unclaim(out: Path, phases: list[str], made: list[Path]) -> None:
     """Undo the claim of a run that did not begin; what is in its cache stays, as it will be found again."""
     for name in ("tokenizer", "tokenizer.tmp", "wandb", *phases):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (metrics.FILE_NAME, *(f"{sink}.id" for sink in SINKS), f"{RECORD}.tmp", RECORD, LOCK):
+    said = (metrics.FILE_NAME, alarms.FILE_NAME, samples.FILE_NAME, samples.PAGE, *(f"{sink}.id" for sink in SINKS))
+    for name in (*said, f"{RECORD}.tmp", RECORD, LOCK):
         (out / name).unlink(missing_ok=True)
     for path in made:  # the innermost first; what was there before stays, empty or not
         if any(path.iterdir()):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from prefkit.errors import UsageError
-from prefkit.train import template
+from prefkit.train import attention, template
 from prefkit.train.template import Message
 
 
@@ -27,26 +28,43 @@ def generate(
     """A model's answer to each prompt, with its own chat template; `words` is the model's tokenizer.
 
     Greedy at temperature 0, else sampled with `seed`. Prompts of similar length go through together, padded on the
-    left, with transformers' own attention.
+    left, with transformers' own attention. Model and random state are left as they were.
     """
     if max_new_tokens < 1:
         raise UsageError("max_new_tokens must be at least 1.")
-    model.set_attn_implementation("sdpa")
-    training = model.training
-    model.eval()
     tokens = template.encode(words, list(prompts), open_turn=True)
     answers = [""] * len(tokens)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0}
     how = sampling if temperature else {"do_sample": False}
-    torch.manual_seed(seed)
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    for first in range(0, len(order), batch_size):
-        members = order[first : first + batch_size]
-        found = _batch(model, words, [tokens[i] for i in members], max_new_tokens=max_new_tokens, **how)
-        for i, answer in zip(members, found, strict=True):
-            answers[i] = answer
-    model.train(training)
+    with _as_transformers_has_it(model), _own_random_state(model.device, seed):
+        for first in range(0, len(order), batch_size):
+            members = order[first : first + batch_size]
+            found = _batch(model, words, [tokens[i] for i in members], max_new_tokens=max_new_tokens, **how)
+            for i, answer in zip(members, found, strict=True):
+                answers[i] = answer
     return answers
+
+
+@contextmanager
+def _as_transformers_has_it(model: Any) -> Iterator[None]:
+    """Within, the model is in evaluation and takes transformers' attention in place of that of token trees."""
+    inner, training = attention.unwrap(model), model.training
+    kernel = inner.config._attn_implementation
+    inner.set_attn_implementation("sdpa" if inner._supports_sdpa else "eager")
+    model.eval()
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(kernel)
+        model.train(training)
+
+
+@contextmanager
+def _own_random_state(device: torch.device, seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _batch(model: Any, words: Any, prompts: list[np.ndarray], **how: Any) -> list[str]:

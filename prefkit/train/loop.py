@@ -32,6 +32,7 @@ from prefkit.train.objective import BinLoss, Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, warmup_steps
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
+from prefkit.train.samples import Samples
 from prefkit.train.sinks import Write
 from prefkit.train.store import Store
 from prefkit.train.stream import Plan, Step, make_step
@@ -89,6 +90,7 @@ class Loop:
     reference: ReferenceOf | None
     tested: Tested | None
     log: metrics.Log
+    samples: Samples | None
     memory: list[Tensor | None]  # what the losses remember of the steps so far, one a loss; goes into checkpoints
 
 
@@ -123,6 +125,7 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
     loop.policy.model.train()
     if state["step"] == 0:
         evaluate_now(loop, 0)
+        sample_now(loop, 0)
     with interruptible() as interrupted:
         for at in range(state["step"], state["step"] if loop.log.stopped else loop.steps):
             started = time.perf_counter()
@@ -140,6 +143,8 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             if last or (phase.eval_every and done % phase.eval_every == 0):
                 evaluate_now(loop, done)
                 last |= loop.log.stopped
+            if last or (loop.samples and done % loop.samples.options.every == 0):
+                sample_now(loop, done)
             if last or done % phase.checkpoint_every == 0 or stop:
                 kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length(), "memory": remembered(loop)}
                 del kept["step"]
@@ -272,6 +277,13 @@ def evaluate_now(loop: Loop, step: int) -> None:
     else:
         result = {"pairs": len(logps), "loss": float(-logps.sum(dtype=np.float64) / examples.lengths().sum())}
     loop.log.write(step, {f"eval_{name}": value for name, value in result.items()})
+
+
+def sample_now(loop: Loop, step: int) -> None:
+    """Let the model answer the prompts of `samples`, if there are any."""
+    if loop.samples is not None:
+        loop.job.progress.update(f"{loop.phase.name}, samples at step {step}", 0, 1)
+        loop.samples.take(loop.policy, step)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.train import length, terms
 from prefkit.train.attention import Kernel
+from prefkit.train.blocks import Keeping
 from prefkit.train.policy import Dtype
 from prefkit.train.terms import Weighted
 
@@ -69,7 +70,8 @@ class Phase:
     dtype: Dtype = "float32"  # of the computation; weights are always float32
     attention: Kernel = "auto"  # varlen: one flash call a layer, CUDA and bfloat16; sdpa: one call a segment, anywhere
     lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora; merged at the end of the phase
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third slower
+    activation_checkpointing: Keeping = "none"  # matmuls, full: what to keep; or GiB for the activations of a bin
+    compile: bool = False  # the layers, once for all bins
     seed: Seed = 0  # of the order of the data, and of LoRA
     shuffle_window: Count = 16  # how many shards are shuffled together
     sources: Names | None = None  # train on examples of these sources alone
@@ -81,6 +83,7 @@ class Phase:
     lang_caps: Count | dict[str, Count] | None = None  # the same by language
     curriculum: Literal["easy_first", "hard_first"] | None = None  # preferences: by margin within each source
     alarms: dict[str, Any] | None = None  # limits of prefkit.train.alarms; false: off; stop, window
+    samples: dict[str, Any] | None = None  # answers now and then: every, prompts, max_new_tokens, temperature, seed
     eval_every: Count | None = None  # steps between evaluations; at the beginning and the end in any case
     checkpoint_every: Count = 100  # steps between checkpoints
     keep_checkpoints: Count = 2  # older ones are deleted
@@ -170,9 +173,17 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
     if phase.lora is not None:
         lora = resolve.check("prefkit.train.policy:add_lora", phase.lora, f"{where}: lora").options
         phase = dataclasses.replace(phase, lora=lora)
+    if phase.samples is not None:
+        taken = resolve.check("prefkit.train.samples:SampleOptions", phase.samples, f"{where}: samples").options
+        phase = dataclasses.replace(phase, samples=taken)
     lacking = {name: figure in foreign for name, figure in ALARMS_NEED.items()}
     phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
     _check_name(phase.name, where)
+    if phase.compile and phase.activation_checkpointing == "matmuls":
+        raise UsageError(
+            f'{where}: activation_checkpointing = "matmuls" has no effect on compiled layers: the compiler decides what'
+            ' they keep. Leave one of the two out, or set "full" or a number of GiB.'
+        )
     if phase.warmup >= MIN_STEPS_OF_WARMUP and phase.warmup != int(phase.warmup):
         raise UsageError(f"{where}: option warmup: {phase.warmup} is neither a fraction below 1 nor a number of steps.")
     return phase, terms.weighted(objective, {key: value for key, value in table.items() if key in of_loss}, where)

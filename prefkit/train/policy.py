@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from prefkit.errors import TrainError, UsageError, did_you_mean, one_line
-from prefkit.train import attention
+from prefkit.train import attention, blocks
 from prefkit.train.hub import local_files_only
 from prefkit.train.logps import check_head, padded_token_logps, sequence_sums, token_logps
 from prefkit.train.pack import Bin
@@ -51,8 +51,12 @@ class Policy:
         """Summed log-probability of the completion of each sequence of a bin, float32."""
         bin = bin.to(self.device)
         compute = padded_token_logps if self.padded_because else token_logps
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+        with self.autocast():
             return sequence_sums(compute(self.model, bin), bin)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the computation."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name, each once even if the model ties it to another."""
@@ -132,9 +136,7 @@ def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
         raise UsageError(f"[model] config: no {model_type} can be made of these values: {reason}") from error
 
 
-def ready(
-    model: Any, *, dtype: Dtype, kernel: attention.Kernel = "auto", gradient_checkpointing: bool = False
-) -> Policy:
+def ready(model: Any, *, dtype: Dtype, kernel: attention.Kernel = "auto") -> Policy:
     """Put a model on the device, without dropout, with tree attention where it can have it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     without_dropout(model)
@@ -145,14 +147,13 @@ def ready(
         attention.enable(model, attention.choose(kernel, device, getattr(torch, dtype)))
     elif kernel == "varlen":
         raise TrainError(f'attention = "varlen" has no effect on padded batches, and {padded_because}.')
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(model, device, dtype, padded_because)
 
 
 def frozen_copy(policy: Policy) -> Policy:
     """A copy that does not learn: the live reference."""
     model = copy.deepcopy(policy.model).eval().requires_grad_(False)
+    blocks.plain(model)
     return Policy(model, policy.device, policy.dtype, policy.padded_because)
 
 

@@ -32,7 +32,20 @@ from prefkit import manifest as manifests
 from prefkit.config import Pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
-from prefkit.train import chat, checkpoint, export, files, metrics, policy, reference, sampling, sinks, tokenizer
+from prefkit.train import (
+    blocks,
+    chat,
+    checkpoint,
+    export,
+    files,
+    metrics,
+    policy,
+    reference,
+    samples,
+    sampling,
+    sinks,
+    tokenizer,
+)
 from prefkit.train.alarms import Alarms
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
@@ -43,6 +56,7 @@ from prefkit.train.objective import Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, check
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
+from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.stream import Plan
 
 __all__ = ["check", "plan", "train"]
@@ -180,9 +194,7 @@ def run_phase(job: Job, number: int) -> None:
     train_set, order = make_plan(job, phase, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
-    now = policy.ready(
-        start, dtype=phase.dtype, kernel=phase.attention, gradient_checkpointing=phase.gradient_checkpointing
-    )
+    now = policy.ready(start, dtype=phase.dtype, kernel=phase.attention)
     if now.padded_because:
         job.progress.note(f"{phase.name}: padded batches, not token trees, since {now.padded_because}.")
     made_from = {
@@ -194,6 +206,9 @@ def run_phase(job: Job, number: int) -> None:
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
     now, of_train, of_test = with_reference(job, phase, objective, now, train_set, test_set, prompts)
+    budget: dict[str, Any] = {"max_tokens": phase.max_tokens, "autocast": now.autocast}
+    if said := blocks.prepare(now.model, phase.activation_checkpointing, compiled=phase.compile, **budget):
+        job.progress.note(f"{phase.name}: {said}.")
     optimizer = make_optimizer(now, phase)
     checkpoint.settle(folder / "checkpoints", job.progress.note)
     state = checkpoint.latest_state(folder / "checkpoints")
@@ -212,16 +227,29 @@ def run_phase(job: Job, number: int) -> None:
         sinks=job.sinks,
         note=job.progress.note,
     )
+    of_samples = open_samples(job, phase, state["step"])
     tested = None if test_set is None else Tested(objective.on(test_set.examples), test_set.examples, of_test)
     objective = objective.on(train_set.examples)
     memory = [None if values is None else torch.tensor(values, dtype=torch.float64) for values in state["memory"]]
-    loop = Loop(job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log, memory)
+    loop = Loop(
+        job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log, of_samples, memory
+    )
     try:
         run_steps(loop, state)
         bytes_written = log.length()
     finally:
         log.close()
     finish(loop, number, bytes_written)
+
+
+def open_samples(job: Job, phase: Phase, step: int) -> Samples | None:
+    """What takes the samples of a phase, if it is to have any; without those after step `step`."""
+    if phase.samples is None:
+        return None
+    options = SampleOptions(**phase.samples)
+    taken = Samples(job.out, phase.name, options, samples.choose(options, job.data, job.manifest), job.tokenizer)
+    taken.cut(step or -1)
+    return taken
 
 
 def vocabulary(job: Job) -> dict[str, Any]:

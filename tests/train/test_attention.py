@@ -138,15 +138,6 @@ def test_equals_dense_attention(lists, window, softcap, sinks, seed):
     assert relative_error(found_grads, expected_grads) <= tolerance
 
 
-def test_gradient_checkpointing_changes_nothing():
-    model, bin = make_model("Llama").train(), example_bin()
-    attention.enable(model)
-    plain = results(token_logps, model, bin)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for found, expected in zip(results(token_logps, model, bin), plain, strict=True):
-        assert torch.equal(found, expected)
-
-
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "Mistral"])
 def test_bfloat16(name):
     """Half precision rounds at 2^-8; a leak would be far larger, as the test of leaks shows."""
