@@ -36,8 +36,10 @@ from prefkit.train.pack import Bin, Layout
 CHUNK_LOGITS = 2**26  # float32 logits that exist at a time: 256 MB, 512 tokens of a vocabulary of 128k
 
 
-def token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
+def token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS, agreement: bool = False) -> Tensor:
     """Log-probability of each entry of the bin, float32 [C]: one pass over its token trees.
+
+    With `agreement` float32 [2, C]: besides, without gradient, what `_agreement` says of each entry.
 
     The model must have been given to `attention.enable`.
     """
@@ -47,12 +49,15 @@ def token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS)
         hidden_1TD = backbone(causal_lm)(
             input_ids=bin.input_ids_1T, position_ids=bin.position_ids_1T, segments=bin.segments, use_cache=False
         ).last_hidden_state
-        return _head(causal_lm, hidden_1TD[0].index_select(0, bin.entry_source_C), bin.entry_target_C, chunk_logits)
+        hidden_CD = hidden_1TD[0].index_select(0, bin.entry_source_C)
+        return _head(causal_lm, hidden_CD, bin.entry_target_C, chunk_logits, agreement)
 
     return _call_as_forward(model, bin.input_ids_1T, forward)
 
 
-def padded_token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
+def padded_token_logps(
+    model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS, agreement: bool = False
+) -> Tensor:
     """The same numbers as `token_logps`, float32 [C], by one right-padded row a sequence and nothing shared.
 
     For models that token trees do not fit (recurrent layers), and the reference that trees are tested against. A
@@ -70,7 +75,8 @@ def padded_token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_
 
     def forward(causal_lm: Any) -> Tensor:
         hidden_QLD = backbone(causal_lm)(input_ids=rows_QL, use_cache=False).last_hidden_state
-        return _head(causal_lm, hidden_QLD.flatten(0, 1).index_select(0, flat_C), bin.entry_target_C, chunk_logits)
+        hidden_CD = hidden_QLD.flatten(0, 1).index_select(0, flat_C)
+        return _head(causal_lm, hidden_CD, bin.entry_target_C, chunk_logits, agreement)
 
     return _call_as_forward(model, rows_QL, forward)
 
@@ -146,8 +152,29 @@ def _sequence_paths(bin: Bin) -> list[Tensor]:
     return [paths[segment][: end + 1] for segment, end in ends]
 
 
-def _head(causal_lm: Any, hidden_CD: Tensor, target_C: Tensor, chunk_logits: int) -> Tensor:
-    """Log-probabilities of the targets under the model's output head."""
+def _head(causal_lm: Any, hidden_CD: Tensor, target_C: Tensor, chunk_logits: int, agreement: bool = False) -> Tensor:
+    """Log-probabilities of the targets under the model's output head, and with `agreement` that too."""
+    logps_C = _target_logps(causal_lm, hidden_CD, target_C, chunk_logits)
+    return torch.stack([logps_C, _agreement(causal_lm, hidden_CD, logps_C, chunk_logits)]) if agreement else logps_C
+
+
+@torch.no_grad()
+def _agreement(causal_lm: Any, hidden_CD: Tensor, logps_C: Tensor, chunk_logits: int) -> Tensor:
+    """``log p(target) - log sum_v p(v)^2``: how much likelier a token is than one that the model would draw.
+
+    Zhou et al. 2024 (WPO, arXiv:2406.11827, eq. 2). The head is computed once more, so that its fused form need not
+    know of this.
+    """
+    head, config = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
+    scale, cap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    parts = [logps_C.new_zeros(0)]
+    for part_CD in hidden_CD.split(max(1, chunk_logits // config.vocab_size)):
+        logits_CV = _scaled_and_capped(head(part_CD), scale, cap)
+        parts.append((2 * logits_CV).logsumexp(-1) - 2 * logits_CV.logsumexp(-1))
+    return logps_C - torch.cat(parts)
+
+
+def _target_logps(causal_lm: Any, hidden_CD: Tensor, target_C: Tensor, chunk_logits: int) -> Tensor:
     head = causal_lm.get_output_embeddings()
     config = causal_lm.config.get_text_config()
     scale, cap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)

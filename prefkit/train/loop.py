@@ -208,7 +208,9 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
 def backward(loop: Loop, bin: Bin, step: Step) -> BinLoss:
     """Add the gradient of a bin's part of the step's loss to the parameters; returns the loss and its figures."""
     reference_Q = None if loop.reference is None else loop.reference(bin)
-    result = loop.objective.of_bin(loop.policy.sequence_logps(bin), reference_Q, bin, step)
+    own, weighs = loop.policy, loop.objective.wpo
+    logps_Q, weights_Q = own.weighted_logps(bin) if weighs else (own.sequence_logps(bin), None)
+    result = loop.objective.of_bin(logps_Q, reference_Q, bin, step, weights_Q=weights_Q)
     result.total.backward()
     return result._replace(total=result.total.detach())
 

@@ -103,9 +103,10 @@ class Preference:
 
     terms: Sequence[Term]
     margins: Tensor | None = None
+    wpo: bool = False
 
     @classmethod
-    def of(cls, losses: Sequence[Weighted], sft_weight: float = 0.0) -> Preference:
+    def of(cls, losses: Sequence[Weighted], sft_weight: float = 0.0, *, wpo: bool = False) -> Preference:
         """The losses that a pipeline file names, with the supervised term that may be added to them."""
         made = [Term.of(weight, call) for weight, call in losses]
         for term, (_, call) in zip(made, losses, strict=True):
@@ -113,7 +114,7 @@ class Preference:
                 check_shape(cls([term]), call.address)
         if sft_weight:
             made.append(Term(sft_weight, chosen_nll, ["policy"], whole_step=False))
-        return cls(made)
+        return cls(made, wpo=wpo)
 
     def on(self, examples: Examples) -> Preference:
         """The same objective for the pairs of one split; TrainError if a loss asks for scores that they have not."""
@@ -147,8 +148,8 @@ class Preference:
         """The figures of a pair, as `per_pair` gives them."""
         return FIGURES + OF_REFERENCE if self.takes_reference else FIGURES
 
-    def judge(self, given: Given, states: States = ()) -> tuple[LossOutput, States]:
-        """The loss of each pair, and what the losses remember.
+    def judge(self, given: Given, states: States = (), weights_P: Tensor | None = None) -> tuple[LossOutput, States]:
+        """The loss of each pair, times its weight if it has one, and what the losses remember.
 
         What is a function of the whole step has no loss of a single pair; each pair is given the mean.
         """
@@ -156,6 +157,8 @@ class Preference:
         values = [output[0].mean() if self.whole_step else output[0] for output in outputs]
         total = torch.stack([term.weight * value for term, value in zip(self.terms, values, strict=True)]).sum(0)
         losses_P = total.expand(len(given.policy.chosen_P))
+        if weights_P is not None:
+            losses_P = losses_P * weights_P
         kept = tuple(output.state if isinstance(output, StepOutput) else None for output in outputs)
         return LossOutput(losses_P, outputs[0].chosen_rewards_P, outputs[0].rejected_rewards_P), kept
 
@@ -171,25 +174,36 @@ class Preference:
         )
 
     def of_bin(
-        self, logps_Q: Tensor, reference_Q: Tensor | None, bin: Bin | Layout, step: Step, states: States = ()
+        self,
+        logps_Q: Tensor,
+        reference_Q: Tensor | None,
+        bin: Bin | Layout,
+        step: Step,
+        *,
+        states: States = (),
+        weights_Q: Tensor | None = None,
     ) -> BinLoss:
-        """The part that a bin's pairs have in the mean over the step's pairs; of the whole step, that mean."""
+        """The part that a bin's pairs have in the mean over the step's pairs; of the whole step, that mean.
+
+        `weights_Q` are how much each sequence is the policy's own; a pair weighs their product (WPO).
+        """
         given = self.given(logps_Q, reference_Q, bin)
-        output, kept = self.judge(given, states)
+        weights_P = None if weights_Q is None else weights_Q[bin.pairs_P2].prod(1)
+        output, kept = self.judge(given, states, weights_P)
         columns = per_pair(output._replace(losses_P=output.losses_P.detach()), given.policy, given.reference)
         return BinLoss(
             total=output.losses_P.sum() / step.examples,
             figures_NP=torch.stack([columns[name] for name in self.names]),
-            expected=self.expected(given, states),
+            expected=self.expected(given, states, weights_P),
             states=kept,
         )
 
-    def expected(self, given: Given, states: States) -> Tensor | None:
+    def expected(self, given: Given, states: States, weights_P: Tensor | None) -> Tensor | None:
         """The sum that the losses would have if the policy were the reference."""
         if given.reference is None or given.mismatched_M is None:
             return None
         same = replace(given, policy=given.reference, mismatched_M=torch.zeros_like(given.mismatched_M))
-        return self.judge(same, states)[0].losses_P.sum()
+        return self.judge(same, states, weights_P)[0].losses_P.sum()
 
 
 def check_shape(objective: Preference, address: str) -> None:
@@ -224,13 +238,16 @@ class Supervised:
     """Negative log-likelihood of the answers, a mean over the step's completion tokens."""
 
     takes_reference: bool = False
+    wpo: bool = False
     names: Sequence[str] = ("loss",)
 
     def on(self, examples: Examples) -> Supervised:
         """The same: it needs nothing of a split but its log-probabilities."""
         return self
 
-    def of_bin(self, logps_Q: Tensor, reference_Q: Tensor | None, bin: Bin, step: Step) -> BinLoss:
+    def of_bin(
+        self, logps_Q: Tensor, reference_Q: Tensor | None, bin: Bin, step: Step, *, weights_Q: Tensor | None = None
+    ) -> BinLoss:
         """The bin's part of the mean over the step's completion tokens."""
         # Metrics are divided by the step's examples; this mean is over tokens, hence the factor.
         losses_Q = -logps_Q.detach() * (step.examples / step.completion_tokens)

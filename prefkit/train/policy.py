@@ -49,10 +49,22 @@ class Policy:
 
     def sequence_logps(self, bin: Bin) -> Tensor:
         """Summed log-probability of the completion of each sequence of a bin, float32."""
+        return sequence_sums(self._token_logps(bin), bin.to(self.device))
+
+    def weighted_logps(self, bin: Bin) -> tuple[Tensor, Tensor]:
+        """`sequence_logps`, and without gradient how much each sequence is the model's own: its weight in WPO.
+
+        ``exp(1 / L sum_t (log p_t - log sum_v p_t(v)^2))``, 1 where the model would itself have written it (Zhou et
+        al. 2024, arXiv:2406.11827, eq. 2).
+        """
+        logps_C, agreement_C = self._token_logps(bin, agreement=True)
         bin = bin.to(self.device)
+        return sequence_sums(logps_C, bin), (sequence_sums(agreement_C, bin) / bin.sequence_length_Q).exp().detach()
+
+    def _token_logps(self, bin: Bin, *, agreement: bool = False) -> Tensor:
         compute = padded_token_logps if self.padded_because else token_logps
         with self.autocast():
-            return sequence_sums(compute(self.model, bin), bin)
+            return compute(self.model, bin.to(self.device), agreement=agreement)
 
     def autocast(self) -> torch.autocast:
         """The precision of the computation."""

@@ -182,7 +182,7 @@ def start_of(job: Job, number: int) -> Any:
 def run_phase(job: Job, number: int) -> None:
     """One phase from its start, or from its newest checkpoint, to its exported model and `phase.json`."""
     phase, losses = job.options.phases[number], job.options.losses[number]
-    objective = Preference.of(losses, phase.sft_weight) if losses else Supervised()
+    objective = Preference.of(losses, phase.sft_weight, wpo=phase.wpo) if losses else Supervised()
     folder = job.out / phase.name
     start = start_of(job, number)
     train_set = open_split(job, phase, objective, "train", start)

@@ -50,9 +50,12 @@ def is_of_whole_step(address: str) -> bool:
 
 def without_effect(found: list[str]) -> dict[str, str]:
     """Options of a phase that the losses at these addresses leave without effect or meaning, and why."""
+    why = {}
     if not any("reference" in asks(address) for address in found):
-        return {"reference": "its loss takes none"}
-    return {}
+        why["reference"] = "its loss takes none"
+    if any(is_of_whole_step(address) for address in found):
+        why["wpo"] = "a loss of the whole step has no loss of a single pair to weigh"
+    return why
 
 
 def addresses(objective: str | list[Any], where: str) -> list[str]:

@@ -36,7 +36,7 @@ def backward(
             logps.append(policy.sequence_logps(bin))
     logps_Q = torch.cat(logps).requires_grad_()
     reference_Q = None if reference is None else torch.cat([reference(bin) for bin in bins])
-    result = objective.of_bin(logps_Q, reference_Q, Layout.of(bins), step, states)
+    result = objective.of_bin(logps_Q, reference_Q, Layout.of(bins), step, states=states)
     (grad_Q,) = torch.autograd.grad(result.total, logps_Q)
     for bin, seed, grad in zip(bins, seeds, grad_Q.split([len(part) for part in logps]), strict=True):
         set_random_state(policy.device, seed)  # LoRA's dropout must fall as it did before

@@ -54,7 +54,7 @@ def trl_dpo(token_logps, reference_sums, loss_types, lengths=LENGTHS, loss_weigh
         args=SimpleNamespace(discopop_tau=options.get("tau")),
         precompute_ref_logps=True,
         ld_alpha=None,
-        use_weighting=False,
+        use_weighting="log_squares" in options,
         aux_loss_enabled=False,
         _metrics={"train": defaultdict(list)},
         _total_train_tokens=0,
@@ -62,6 +62,7 @@ def trl_dpo(token_logps, reference_sums, loss_types, lengths=LENGTHS, loss_weigh
     )
     nothing = torch.zeros_like(token_logps)
     outputs = SimpleNamespace(log_probs=token_logps, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
+    outputs.log_sum_sq_probs = options.get("log_squares")
     ref_chosen, ref_rejected = reference_sums.chunk(2)
     inputs = {
         "input_ids": torch.zeros_like(mask, dtype=torch.long),
@@ -308,6 +309,19 @@ def test_weighted_sums_equal_trl(weighting, token_logps, reference_sums):
     objective = Preference.of([Weighted(*term) for term in zip(weights, calls, strict=True)])
     expected, _ = trl_dpo(token_logps, reference_sums, names, loss_weights=weights, beta=0.3)
     output, _ = objective.judge(Given(policy, reference))
+    assert_same(output.losses_P.mean(), expected, token_logps)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "ipo", "nca_pair", "apo_zero"])
+def test_wpo_equals_trl(name, token_logps, reference_sums):
+    token_logps.requires_grad_()
+    squares = -torch.rand_like(token_logps) * 2
+    mask = torch.arange(WIDTH) < LENGTHS[:, None]
+    weights = (((token_logps.detach() - squares) * mask).sum(1) / LENGTHS).exp()
+    policy, reference = as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums)
+    objective = Preference([Term.of(1.0, Call(f"prefkit.train.losses:{name}", {"beta": 0.3}))])
+    output, _ = objective.judge(Given(policy, reference), (), weights[:PAIRS] * weights[PAIRS:])
+    expected, _ = trl_dpo(token_logps, reference_sums, [name], beta=0.3, log_squares=squares)
     assert_same(output.losses_P.mean(), expected, token_logps)
 
 

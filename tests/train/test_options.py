@@ -127,6 +127,8 @@ def test_a_sum_of_losses(tmp_path: Path) -> None:
         ('"sigmoid"\nf_divergence = "hellinger"', "f_divergence"),
         ('"exo_pair"\nlabel_smoothing = 0.0', "label_smoothing"),
         ('"orpo"\nreference = "live"', 'has no effect on objective "orpo": its loss takes none'),
+        ('"aot"\nwpo = true', "a loss of the whole step has no loss of a single pair"),
+        ('"sft"\nwpo = true', 'option "wpo" has no effect on objective "sft"'),
         ('[{ use = "simpo" }, { use = "cpo" }]\nreference = "live"', "has no effect on a sum of losses"),
     ],
 )
