@@ -1,8 +1,8 @@
 """The model that a phase leaves: a standard Hugging Face folder that `AutoModelForCausalLM.from_pretrained` loads.
 
 Weights are float32 safetensors, as trained, so that the next phase and the reference start from exactly these
-numbers. A LoRA adapter is merged into them; the adapter alone is kept in `adapter/`. The folder appears at once or
-not at all.
+numbers. A LoRA adapter is merged into them, and kept in `adapter/`; or it is left alone, if the phase asks for that, as
+peft writes it. The folder appears at once or not at all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prefkit.train import adapters
 from prefkit.train.checkpoint import whole_folder
 from prefkit.train.options import TrainOptions
 from prefkit.train.policy import Policy, own_config
@@ -18,20 +19,21 @@ from prefkit.train.policy import Policy, own_config
 SHOWN = ("loss", "logps/accuracies", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
 
-def export(policy: Policy, tokenizer: Any, target: Path, card: str) -> None:
+def export(policy: Policy, tokenizer: Any, target: Path, card: str, *, merge: bool = True) -> None:
     """Write model, tokenizer, generation settings and model card to `target`.
 
-    A policy with an adapter is merged, and so spent.
+    A policy with an adapter is merged, and so spent; or, unless `merge`, the adapter alone is written.
     """
     model = policy.model
     with whole_folder(target) as folder, own_config(model):
         if policy.has_adapter:
-            model.save_pretrained(folder / "adapter")
-            model = model.merge_and_unload()
-        settings = model.generation_config
-        if settings is not None and settings.eos_token_id is None:
-            settings.eos_token_id = tokenizer.eos_token_id
-        model.save_pretrained(folder)
+            adapters.save_alone(model, folder / "adapter" if merge else folder)
+        if merge:
+            model = adapters.merged(model) if policy.has_adapter else model
+            settings = model.generation_config
+            if settings is not None and settings.eos_token_id is None:
+                settings.eos_token_id = tokenizer.eos_token_id
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
 

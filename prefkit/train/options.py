@@ -70,7 +70,7 @@ class Phase:
     reference: Literal["cached", "live"] = "cached"  # computed once and kept, or every step by a second model in memory
     dtype: Dtype = "float32"  # of the computation; weights are always float32
     attention: Kernel = "auto"  # varlen: one flash call a layer, CUDA and bfloat16; sdpa: one call a segment, anywhere
-    lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora; merged at the end of the phase
+    lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora, quantize, merge: adapters.py
     activation_checkpointing: Keeping = "none"  # matmuls, full: what to keep; or GiB for the activations of a bin
     compile: bool = False  # the layers, once for all bins
     seed: Seed = 0  # of the order of the data, and of LoRA
@@ -147,6 +147,7 @@ def check(pipeline: Pipeline, *, model: str | None = None) -> TrainOptions:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f'{where}: two [[train]] phases are named "{name}". Give each its own name.')
+    _check_bases(checked, [phase for phase, _ in pairs], where)
     return TrainOptions(checked, [phase for phase, _ in pairs], [loss for _, loss in pairs], pipeline.folder)
 
 
@@ -172,7 +173,7 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
     given = defaults | {key: value for key, value in table.items() if key in of_phase}
     phase = Phase(**resolve.check("prefkit.train.options:Phase", given, where).options)
     if phase.lora is not None:
-        lora = resolve.check("prefkit.train.policy:add_lora", phase.lora, f"{where}: lora").options
+        lora = resolve.check("prefkit.train.adapters:Lora", phase.lora, f"{where}: lora").options
         phase = dataclasses.replace(phase, lora=lora)
     if phase.samples is not None:
         taken = resolve.check("prefkit.train.samples:SampleOptions", phase.samples, f"{where}: samples").options
@@ -236,6 +237,17 @@ def _check_model(model: Model, where: str) -> None:
         raise UsageError(f"{where}: [model] has weights in path, which a tokenizer that is trained anew does not fit.")
     if isinstance(model.tokenizer, dict):
         resolve.check("prefkit.train.tokenizer:train_bpe", model.tokenizer, f"{where}: [model] tokenizer")
+
+
+def _check_bases(model: Model, phases: list[Phase], where: str) -> None:
+    """UsageError for a phase that would leave an adapter whose base others cannot load."""
+    alone = [phase.lora is not None and not phase.lora["merge"] for phase in phases]
+    for phase, is_alone, on_adapter in zip(phases, alone, [False, *alone], strict=False):
+        if is_alone and (on_adapter or (phase is phases[0] and model.config is not None)):
+            raise UsageError(
+                f"{where}: [[train]] {phase.name}: lora: merge = false leaves an adapter alone, and it starts from "
+                f"{'one itself' if on_adapter else 'random weights'}, so it would have no base. Leave merge out."
+            )
 
 
 RESERVED = ("model", "tokenizer", "cache", "wandb")

@@ -1,9 +1,10 @@
-"""The model that learns: load or create it, add LoRA, set precision, and compute log-probabilities with it.
+"""The model that learns: load or create it, set precision, and compute log-probabilities with it.
 
 Precision. Weights are always held, updated and saved in float32. `dtype = "bfloat16"` runs the forward and backward
 passes under autocast: matrix products in bfloat16, sums and losses in float32. Pure bfloat16 weights would lose most
-DPO updates, since at a learning rate of 1e-6 a step is smaller than bfloat16's resolution of three digits. The price
-is memory: 16 bytes a trained parameter with AdamW.
+DPO updates, since at a learning rate of 1e-6 a step is smaller than bfloat16's resolution of three digits: there is no
+option for them. The price is memory: 16 bytes a trained parameter with AdamW. Weights that LoRA freezes are held in 16
+bits where that loses nothing (`adapters.py`).
 
 Dropout and router noise are switched off wherever the model has any, as TRL does by default: with it, policy and
 reference would differ in noise before the first step. LoRA's own dropout is an option, and honoured.
@@ -19,18 +20,18 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from prefkit.errors import TrainError, UsageError, did_you_mean, one_line
-from prefkit.train import attention, blocks
+from prefkit.train import adapters, attention, blocks
+from prefkit.train.adapters import Lora
 from prefkit.train.hub import local_files_only
 from prefkit.train.logps import check_head, padded_token_logps, sequence_sums, token_logps
 from prefkit.train.pack import Bin
@@ -85,14 +86,14 @@ def quiet_transformers() -> None:
 
 
 def load(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """A causal language model in float32, by name or path.
+    """A causal language model in float32, by name or path; an adapter is merged into its base.
 
-    TrainError where there is none, none as safetensors, one whose weights are not all there, or only an adapter.
+    TrainError where there is none, none as safetensors, or one whose weights are not all there.
     """
-    adapter = f'model "{name}" is a LoRA adapter, not a model: merge it into its base model first.'
-    if (Path(name) / "adapter_config.json").exists():
-        raise TrainError(adapter)
     local = local_files_only(name)
+    base = adapters.base_of(name, local_files_only=local)
+    if base is not None:
+        return adapters.merge_into(load(base, trust_remote_code=trust_remote_code), name, local_files_only=local)
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": local}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what it reports of missing weights becomes an error below
@@ -108,8 +109,6 @@ def load(name: str | Path, *, trust_remote_code: bool = False) -> Any:
         raise TrainError(f'model "{name}" cannot be loaded: {one_line(error)}') from error
     finally:
         transformers_logging.set_verbosity(verbosity)
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise TrainError(adapter)
     _check_all_loaded(name, found)
     return model
 
@@ -233,45 +232,9 @@ def _check_no_noise(model: Any) -> None:
         )
 
 
-def add_lora(
-    policy: Policy,
-    *,
-    r: Annotated[int, Ge(1)] = 16,
-    alpha: Annotated[float, Gt(0)] = 32,
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
-    target_modules: str | list[str] = "all-linear",
-    use_rslora: bool = False,
-) -> Policy:
-    """LoRA (arXiv:2106.09685): the weights stay frozen, low-rank updates of `target_modules` learn."""
-    from peft import LoraConfig, get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    config = LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=target_modules,
-        use_rslora=use_rslora,
-        task_type="CAUSAL_LM",
-    )
-    shared = _shared_weight(policy.model)
-    try:
-        model = get_peft_model(policy.model, config)
-    except Exception as error:  # a pattern that is none, modules that are not there or cannot be adapted
-        raise TrainError(f"lora: target_modules = {target_modules!r} cannot be used: {one_line(error)}") from error
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer) and getattr(layer.get_base_layer(), "weight", None) is shared is not None:
-            raise TrainError(
-                f"lora: target_modules = {target_modules!r} includes the embedding or the head, which share one "
-                "weight in this model: merged, the adapter of one would change the other. Leave them out."
-            )
-    return Policy(model, policy.device, policy.dtype, policy.padded_because)
-
-
-def _shared_weight(model: Any) -> Any:
-    """The weight that input embedding and head have in common, None if each has its own."""
-    entrance, head = model.get_input_embeddings(), model.get_output_embeddings()
-    return entrance.weight if head is not None and head.weight is entrance.weight else None
+def add_lora(policy: Policy, lora: Lora) -> Policy:
+    """The policy with a new LoRA adapter, which alone learns."""
+    return replace(policy, model=adapters.add(policy.model, lora, getattr(torch, policy.dtype)))
 
 
 def weights_hash(model: Any) -> str:
@@ -282,7 +245,9 @@ def weights_hash(model: Any) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        scales = getattr(parameter, "quant_state", None)  # of a 4-bit weight, whose codes alone say little
+        for tensor in (parameter, *(scales.as_dict(packed=True).values() if scales else ())):
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -33,6 +33,7 @@ from prefkit.config import Pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.train import (
+    adapters,
     blocks,
     chat,
     checkpoint,
@@ -46,6 +47,7 @@ from prefkit.train import (
     sinks,
     tokenizer,
 )
+from prefkit.train.adapters import Lora
 from prefkit.train.alarms import Alarms
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
@@ -185,6 +187,8 @@ def run_phase(job: Job, number: int) -> None:
     objective = Preference.of(losses, phase.sft_weight, wpo=phase.wpo) if losses else Supervised()
     folder = job.out / phase.name
     start = start_of(job, number)
+    if phase.lora is not None:
+        adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
     train_set = open_split(job, phase, objective, "train", start)
     test_set = open_split(job, phase, objective, "test", start) if job.manifest.rows("test") else None
     if not train_set.store.counts["examples"]:
@@ -319,7 +323,7 @@ def with_reference(
     of_test = of_split(test_set) if needed and test_set is not None else None
     kept = torch.from_numpy(of_split(train_set, prompts)) if needed and phase.reference == "cached" else None
     frozen = policy.frozen_copy(start) if needed and kept is None and phase.lora is None else None
-    learner = start if phase.lora is None else policy.add_lora(start, **phase.lora)
+    learner = start if phase.lora is None else policy.add_lora(start, Lora(**phase.lora))
 
     @torch.no_grad()
     def reference_of(bin: Bin) -> Tensor:
@@ -367,5 +371,7 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
         "eval_after": evaluations[-1] if evaluations else None,
     }
     card = export.model_card(job.options, job.manifest.data_hash, {name: report}, __version__)
-    export.export(loop.policy, job.tokenizer, job.out / "model" if last else job.out / name / "model", card)
+    target = job.out / "model" if last else job.out / name / "model"
+    merge = loop.phase.lora is None or loop.phase.lora["merge"]
+    export.export(loop.policy, job.tokenizer, target, card, merge=merge)
     write_text_atomically(job.out / name / "phase.json", json.dumps(report, indent=1) + "\n")

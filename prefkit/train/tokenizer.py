@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 from annotated_types import Ge
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import has_file
 
 from prefkit.errors import TrainError, did_you_mean, one_line
 from prefkit.manifest import Manifest
 from prefkit.schema import MESSAGES
+from prefkit.train.adapters import base_of
 from prefkit.train.hub import local_files_only
 
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -46,8 +48,11 @@ TEMPLATES = {
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """A tokenizer by name or path; TrainError where there is none."""
+    """A tokenizer by name or path, of an adapter without one its base's; TrainError where there is none."""
     local = local_files_only(name)
+    base = base_of(name, local_files_only=local)
+    if base is not None and not has_file(str(name), "tokenizer_config.json", local_files_only=local):
+        return load_tokenizer(base, trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
     except Exception as error:  # broken files make transformers and tokenizers raise anything

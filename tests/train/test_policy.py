@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from prefkit.errors import TrainError, UsageError
 from prefkit.train import export, policy, tokenizer
+from prefkit.train.adapters import Lora
 from prefkit.train.pack import Sequence, build_tree, collate
 from tests.train.conftest import make_model
 from tests.train.datasets_for_tests import TINY, toy_pairs, write_data_set
@@ -97,7 +98,7 @@ def test_adapter_off_is_the_model_before(words):
     ready = policy.ready(make_model("Llama"), dtype="float32")
     with torch.no_grad():
         before = ready.sequence_logps(tiny_bin())
-        learner = policy.add_lora(ready, r=2, dropout=0.5)
+        learner = policy.add_lora(ready, Lora(r=2, dropout=0.5))
         for name, parameter in learner.trained().items():
             assert "lora_" in name
             parameter.normal_()
@@ -120,7 +121,7 @@ def test_frozen_copy_does_not_follow():
 
 def test_lora_of_unknown_modules_is_refused():
     with pytest.raises(TrainError, match="lora"):
-        policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), target_modules=["nonexistent"])
+        policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), Lora(target_modules=["nonexistent"]))
 
 
 def test_weights_hash_sees_every_weight_and_the_configuration():
@@ -181,13 +182,6 @@ def test_truncated_weights_are_one_sentence(tmp_path, size):
     assert "\n" not in str(caught.value)
 
 
-def test_adapters_are_not_models(tmp_path):
-    ready = policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), r=2)
-    ready.model.save_pretrained(tmp_path)
-    with pytest.raises(TrainError, match="merge it into its base model first"):
-        policy.load(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -207,10 +201,10 @@ def test_impossible_configurations_are_one_sentence(words, key, value, message):
 def test_lora_of_tied_weights_is_refused(target):
     modules = [target, "q_proj"]
     with pytest.raises(TrainError, match="share one weight"):
-        policy.add_lora(policy.ready(make_model("Qwen3"), dtype="float32"), target_modules=modules)
-    policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), target_modules=modules)
+        policy.add_lora(policy.ready(make_model("Qwen3"), dtype="float32"), Lora(target_modules=modules))
+    policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), Lora(target_modules=modules))
 
 
 def test_lora_of_a_broken_pattern_is_refused():
     with pytest.raises(TrainError, match=r"lora: target_modules = '\('"):
-        policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), target_modules="(")
+        policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), Lora(target_modules="("))

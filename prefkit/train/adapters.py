@@ -1,0 +1,214 @@
+"""LoRA: the weights stay as they are, and low-rank updates of some of them learn; QLoRA: and the weights are 4-bit.
+
+A model may also *be* an adapter: a folder with `adapter_config.json`, as peft and TRL leave after supervised
+fine-tuning. It is merged into its base when it is loaded, in float32, and the sum is the model: preferences start from
+the fine-tuned model, the reference is that model too, and a new adapter goes on top.
+
+Frozen weights that a float32 model got from a 16-bit file are held in 16 bits again when the computation is, which
+halves their memory and changes no bit: autocast would round them to the same numbers for every product. A weight that
+16 bits cannot hold exactly stays float32.
+
+QLoRA (arXiv:2305.14314) holds all linear layers but the head in NF4, with doubly quantised scales, by bitsandbytes on
+CUDA. The reference is the quantised model, so that the first loss is ln 2. The result is the model that was trained:
+its layers dequantised, plus the update, in float32. That is not the unquantised base plus the update.
+
+The adapter alone is left with `merge = false`: it belongs to a base that others can load, so the start must have been a
+model in a folder or on the Hub, not random weights or itself a base with an adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from prefkit.errors import TrainError, one_line
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """`lora = { … }` of a phase (arXiv:2106.09685)."""
+
+    r: Annotated[int, Ge(1)] = 16  # rank of the updates
+    alpha: Annotated[float, Gt(0)] = 32  # an update counts alpha / r
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # of what goes into the updates
+    target_modules: str | list[str] = "all-linear"  # all linear layers but the head; or names, or a pattern
+    use_rslora: bool = False  # alpha / sqrt(r) instead (arXiv:2312.03732)
+    quantize: Literal["nf4"] | None = None  # the frozen layers in 4 bits; CUDA with bitsandbytes
+    merge: bool = True  # leave the sum, with the adapter beside it; or the adapter alone
+
+
+def prepare(model: Any, lora: Lora, dtype: torch.dtype) -> None:
+    """What must be done to the start before anything is computed with it: quantise it, if asked.
+
+    TrainError where it cannot be, or where the adapter alone would have no base.
+    """
+    if not lora.merge and hasattr(model, "prefkit_adapter"):
+        raise TrainError(
+            f"lora: merge = false would leave an adapter of {model.prefkit_adapter}, which is a base with an adapter "
+            "itself. Leave merge out, or merge that one first."
+        )
+    if lora.quantize is None:
+        return
+    if not torch.cuda.is_available():
+        raise TrainError(f'lora: quantize = "{lora.quantize}" needs a CUDA device, and this machine has none.')
+    if not find_spec("bitsandbytes"):
+        raise TrainError(f'lora: quantize = "{lora.quantize}" needs bitsandbytes: pip install bitsandbytes.')
+    quantise(model, dtype, torch.device("cuda"))
+
+
+def quantise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Replace all linear layers but the head by 4-bit ones, which compute in `dtype`, and put the model on `device`."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    head = model.get_output_embeddings()
+    for name, linear in list(model.named_modules()):
+        if type(linear) is nn.Linear and linear is not head:
+            kwargs = {"bias": linear.bias is not None, "compute_dtype": dtype, "quant_type": "nf4"}
+            small = Linear4bit(linear.in_features, linear.out_features, device="meta", **kwargs)
+            small.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+            small.bias = linear.bias
+            model.set_submodule(name, small)
+    model.to(device)  # which is when they are quantised, one after another
+    model.is_loaded_in_4bit = True  # what peft asks for
+
+
+def add(model: Any, lora: Lora, dtype: torch.dtype) -> Any:
+    """The model with a new adapter, which alone learns; for a computation in `dtype`."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    shared = _shared_weight(model)
+    try:
+        adapted = get_peft_model(model, config)
+    except Exception as error:  # a pattern that is none, modules that are not there or cannot be adapted
+        raise TrainError(f"lora: target_modules = {lora.target_modules!r} cannot be used: {one_line(error)}") from error
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer) and getattr(layer.get_base_layer(), "weight", None) is shared is not None:
+            raise TrainError(
+                f"lora: target_modules = {lora.target_modules!r} includes the embedding or the head, which share one "
+                "weight in this model: merged, the adapter of one would change the other. Leave them out."
+            )
+    _hold_frozen_in(adapted, dtype, but=shared)
+    return adapted
+
+
+def _shared_weight(model: Any) -> Any:
+    """The weight that input embedding and head have in common, None if each has its own."""
+    entrance, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return entrance.weight if head is not None and head.weight is entrance.weight else None
+
+
+def _hold_frozen_in(model: nn.Module, dtype: torch.dtype, *, but: Tensor | None) -> None:
+    """Hold the frozen weights of linear layers in `dtype`, those that it can hold exactly."""
+    for module in model.modules():
+        weight = module.weight if type(module) is nn.Linear else None
+        if weight is None or weight.requires_grad or weight is but:
+            continue
+        rounded = weight.data.to(dtype)
+        if torch.equal(rounded.to(weight.dtype), weight.data):
+            weight.data = rounded
+
+
+def merged(adapted: Any) -> Any:
+    """The model with its adapter's update added, in float32; `adapted` is spent."""
+    _merge_quantised(adapted)
+    for module in adapted.modules():
+        if type(module) is nn.Linear:
+            module.weight.data = module.weight.data.float()
+    return adapted.merge_and_unload()
+
+
+def _merge_quantised(adapted: Any) -> None:
+    """Put plain layers in the place of 4-bit ones, with their updates, if any."""
+    base = adapted.get_base_model()
+    if not getattr(base, "is_loaded_in_4bit", False):
+        return
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(base.named_modules()):
+        small = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if not isinstance(small, Linear4bit) or name.endswith(".base_layer"):  # that goes with the layer around it
+            continue
+        plain = nn.Linear(small.in_features, small.out_features, bias=small.bias is not None, device="meta")
+        weight = dequantize_4bit(small.weight.data, small.weight.quant_state).float()
+        if module is not small:
+            weight += module.get_delta_weight("default").float()
+        plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), small.bias
+        base.set_submodule(name, plain)
+    base.is_loaded_in_4bit = False
+
+
+def save_alone(adapted: Any, folder: Path) -> None:
+    """Write the adapter, with the place of its base, for peft's `from_pretrained`."""
+    config = adapted.peft_config["default"]
+    base = config.base_model_name_or_path
+    if base and Path(base).is_dir():
+        config.base_model_name_or_path = str(Path(base).resolve())
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+
+
+def base_of(name: str | Path, *, local_files_only: bool) -> str | None:
+    """The model that an adapter belongs to, by path or name; None if `name` is no adapter. TrainError if unknown."""
+    file = find_adapter_config_file(str(name), local_files_only=local_files_only)
+    if file is None:
+        return None
+    try:
+        base = json.loads(Path(file).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise TrainError(f"{file}: not the configuration of an adapter ({one_line(error)}).") from error
+    if not base:
+        raise TrainError(f'{file}: base_model_name_or_path is missing, so the base of adapter "{name}" is not known.')
+    beside = Path(name) / base
+    found = str(beside) if beside.is_dir() else base
+    if Path(found).resolve() == Path(name).resolve():
+        raise TrainError(f'{file}: adapter "{name}" names itself as its base.')
+    return found
+
+
+def merge_into(model: Any, name: str | Path, *, local_files_only: bool) -> Any:
+    """The base `model` with the update of the adapter `name` added, in float32.
+
+    TrainError for an adapter that is not safetensors, does not fit, or is of a kind that has no sum with its base.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    try:
+        file = cached_file(str(name), WEIGHTS_FILE, local_files_only=local_files_only)
+        config = PeftConfig.from_pretrained(str(name))
+        weights = load_file(file)
+        adapted = get_peft_model(model, config)
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            raise TrainError(f"{config.peft_type.value} has no sum with its base")
+        result = set_peft_model_state_dict(adapted, weights)
+    except Exception as error:  # peft, transformers and safetensors each raise their own for what does not fit
+        raise TrainError(f'adapter "{name}" cannot be merged into its base: {one_line(error)}') from error
+    # Keys of the base are "missing" by nature; those of the adapter carry its name.
+    lacking = [key for key in result.missing_keys if ".default" in key]
+    if result.unexpected_keys or lacking:
+        shown = ", ".join([*result.unexpected_keys, *lacking][:3])
+        raise TrainError(f'adapter "{name}" does not fit its base: {shown}.')
+    model = adapted.merge_and_unload().requires_grad_(True)
+    model.prefkit_adapter = str(name)
+    return model
