@@ -93,8 +93,9 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
 def _build_pairs(given: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from prefkit import urls
     from prefkit.config import load_pipeline
-    from prefkit.pairs import extend, remote, summary, urls
+    from prefkit.pairs import extend, remote, summary
     from prefkit.pairs.build import build_pairs
     from prefkit.pairs.options import check_build
     from prefkit.progress import Stages

@@ -29,7 +29,13 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         commands, "train", "Train a model on preference pairs: the [[train]] phases in turn.", TRAIN_EXAMPLES
     )
     add_pipeline(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a data set that build-pairs wrote")
+    _add_data(parser)
+    parser.add_argument(
+        "--shard-cache",
+        type=above_zero,
+        metavar="GB",
+        help="of a data set at a URL, keep at most so much on disk (default: 20)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for the run; made if missing")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="start from this model instead of the pipeline's")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN, from its newest checkpoint")
@@ -49,6 +55,18 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=_train, interrupted="interrupted. Go on with the same command and --resume.")
 
 
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", type=_place, required=True, metavar="DIR_OR_URL", help="a data set that build-pairs wrote"
+    )
+
+
+def _place(name: str) -> Path | str:
+    from prefkit import urls
+
+    return name if urls.is_url(name) else Path(name)
+
+
 def _train(given: argparse.Namespace) -> int:
     from prefkit.config import load_pipeline
 
@@ -58,6 +76,9 @@ def _train(given: argparse.Namespace) -> int:
 
     from prefkit.train import metrics, run
 
+    if given.shard_cache is not None and isinstance(given.data, Path):
+        raise UsageError("--shard-cache has no effect: --data is a folder, of which nothing is fetched.")
+    fetching = {} if given.shard_cache is None else {"shard_cache": given.shard_cache}
     console = Console(stderr=True)
     if given.dry_run:
         options = run.check(pipeline, model=given.model)
@@ -74,6 +95,7 @@ def _train(given: argparse.Namespace) -> int:
             resume=given.resume,
             max_steps=given.max_steps,
             log_to=given.log_to,
+            **fetching,
             progress=progress,
         )
     if not given.quiet:
@@ -86,7 +108,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         commands, "evaluate", "Measure a model on a data set: loss, accuracy, margins, by source and language."
     )
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face model, by path or name")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a data set that build-pairs wrote")
+    _add_data(parser)
     parser.add_argument("--reference", metavar="MODEL", help="also rewards, against this model")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
     parser.add_argument("--beta", type=above_zero, default=0.1, help="of the rewards and the loss (default: 0.1)")

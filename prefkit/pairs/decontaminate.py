@@ -41,8 +41,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from prefkit import urls
 from prefkit.errors import DataError, UsageError
-from prefkit.pairs import inputs, minhash, urls
+from prefkit.pairs import inputs, minhash
 from prefkit.pairs.inputs import RawFile, RawRow
 from prefkit.pairs.records import BadRow, messages
 from prefkit.pairs.text import canonical

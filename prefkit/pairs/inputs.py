@@ -22,8 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from prefkit import urls
 from prefkit.errors import DataError, UsageError
-from prefkit.pairs import arrays, urls
+from prefkit.pairs import arrays
 from prefkit.pairs.parts import (
     COMPRESSIONS,
     Part,

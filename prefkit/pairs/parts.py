@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from prefkit import urls
 from prefkit.errors import DataError
-from prefkit.pairs import arrays, urls
+from prefkit.pairs import arrays
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LONGEST_ROW = 256 << 20  # bytes of a line, characters of a CSV field

@@ -21,7 +21,7 @@ from prefkit import manifest
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import FILE_NAME, Manifest
 from prefkit.pairs.publish import is_planned, other_data_set
-from prefkit.pairs.urls import NotFound, components, shown, steady
+from prefkit.urls import NotFound, components, shown, steady
 
 CARD = "README.md"
 OURS = re.compile(r"(data|rejects)/(train|test|rejects)-\d{5}-of-\d{5}(-g\d+)?\.parquet")

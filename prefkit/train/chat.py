@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from prefkit.errors import DataError, TrainError, did_you_mean
-from prefkit.manifest import Manifest, Shard, file_sha256
+from prefkit.errors import TrainError, did_you_mean
+from prefkit.manifest import Manifest, Shard
 from prefkit.schema import MESSAGES
+from prefkit.train import shards
 from prefkit.train.length import Given, Limit, Policy, fit
 from prefkit.train.metrics import Progress
 from prefkit.train.mismatch import with_mismatched
@@ -77,14 +78,14 @@ def tokenise(
     Raises DataError if a shard's bytes are not those of the manifest, TrainError if the chat template refuses a row,
     or a row is too long and `max_length_policy` is "error".
     """
-    shards = manifest.of_split(split)
-    key = store_key(shards, tokenizer, how)
+    listed = manifest.of_split(split)
+    key = store_key(listed, tokenizer, how)
     folder = cache / f"tokens-{key[:24]}"
     finished = open_store(folder, key)
     if finished is None:
         folder.mkdir(parents=True, exist_ok=True)
         done = 0
-        for number, shard in enumerate(shards):
+        for number, shard in enumerate(listed):
             target = folder / f"{number:05d}.arrow"
             if not is_whole(target):
                 if target.exists():
@@ -92,17 +93,17 @@ def tokenise(
                 write_shard(data, shard, tokenizer, how, target)
             done += shard.rows
             progress.update(f"tokenising {split}", done, manifest.rows(split), "rows")
-        finish_store(folder, split, [f"{number:05d}.arrow" for number in range(len(shards))])
+        finish_store(folder, split, [f"{number:05d}.arrow" for number in range(len(listed))])
         finished = open_store(folder, key)
         assert finished is not None, "what was just written can be opened"
     return finished
 
 
-def store_key(shards: list[Shard], tokenizer: Any, how: Tokenising) -> str:
+def store_key(listed: list[Shard], tokenizer: Any, how: Tokenising) -> str:
     """Hash of all that the token store depends on."""
     parts = {
         "format": FORMAT,
-        "shards": [(shard.path, shard.sha256) for shard in shards],
+        "shards": [(shard.path, shard.sha256) for shard in listed],
         "tokenizer": tokenizer_hash(tokenizer),
         **dataclasses.asdict(how),
     }
@@ -122,11 +123,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 def write_shard(data: Path, shard: Shard, tokenizer: Any, how: Tokenising, target: Path) -> None:
     """Tokenise one Parquet shard into `target` and its counts beside it; both appear at once or not at all."""
-    source = data / shard.path
-    if not source.is_file():
-        raise DataError(f"{source}: missing, though the manifest lists it. Build the data set again.")
-    if file_sha256(source) != shard.sha256:
-        raise DataError(f"{source}: not the bytes that the manifest lists. Build the data set again.")
+    source = shards.local(data, shard)
     counts = Counter(rows=0, examples=0, sequences=0, tokens=0, tree_tokens=0, longest=0, **dict.fromkeys(LOSSES, 0))
     system = system_role(tokenizer)
     prompts = pairs_of_prompts if how.column is None else answers_of_prompts

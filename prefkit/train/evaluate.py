@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefkit import manifest as manifests
 from prefkit import resolve
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest
-from prefkit.train import chat, policy, reference, tokenizer
+from prefkit.train import chat, policy, reference, shards, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.length import Policy
@@ -46,7 +45,7 @@ Z_95 = 1.959964
 def evaluate(
     model: str | Path,
     *,
-    data: Path,
+    data: Path | str,
     reference_model: str | Path | None = None,
     split: str = "test",
     beta: float = 0.1,
@@ -67,15 +66,16 @@ def evaluate(
     """
     progress = progress or Silent()
     policy.quiet_transformers()
-    manifest = manifests.read(data)
+    manifest = shards.manifest_of(data)
     if not manifest.rows(split):
         raise DataError(f'{data}: the split "{split}" has no pairs. Splits: {splits(manifest)}.')
     words = tokenizer.load_tokenizer(model, trust_remote_code=trust_remote_code)
     tokenizer.set_chat_template(words, chat_template, Path())
     how = Tokenising(max_length, max_length_policy, column=None)
     with tempfile.TemporaryDirectory() as scratch:
-        cache = chat.cache_folder(data, cache, Path(scratch))
-        store = chat.tokenise(data, manifest, split, words, how, cache=cache, progress=progress)
+        folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or Path(scratch))
+        cache = chat.cache_folder(folder, cache, Path(scratch))
+        store = chat.tokenise(folder, manifest, split, words, how, cache=cache, progress=progress)
         examples = Examples.of(store)
         if not store.counts["examples"]:
             raise TrainError(f"no pair can be evaluated: {store.summary}. Raise max_length?")

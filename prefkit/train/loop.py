@@ -25,7 +25,7 @@ from torch import Tensor
 
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest
-from prefkit.train import checkpoint, evaluate, metrics, reference, whole_step
+from prefkit.train import checkpoint, evaluate, metrics, reference, shards, whole_step
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import Progress
 from prefkit.train.objective import BinLoss, Preference, Supervised
@@ -259,9 +259,10 @@ def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> Train
 
 def pair_ids(job: Job, origins: list[tuple[int, int]]) -> list[str]:
     """The pair_id of each (shard, row) of the train split."""
-    shards = job.manifest.of_split("train")
+    listed = job.manifest.of_split("train")
     columns = {
-        shard: pq.read_table(job.data / shards[shard].path, columns=["pair_id"])["pair_id"] for shard, _ in origins
+        shard: pq.read_table(shards.local(job.data, listed[shard]), columns=["pair_id"])["pair_id"]
+        for shard in {shard for shard, _ in origins}
     }
     return [columns[shard][row].as_py() for shard, row in origins]
 

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from prefkit import __version__, resolve
-from prefkit import manifest as manifests
 from prefkit.config import Pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
@@ -44,6 +43,7 @@ from prefkit.train import (
     reference,
     samples,
     sampling,
+    shards,
     sinks,
     tokenizer,
 )
@@ -70,10 +70,11 @@ FINISH_AGAIN = "Delete the phase's phase.json and the folders of the phases afte
 def train(
     pipeline: Pipeline,
     *,
-    data: Path,
+    data: Path | str,
     out: Path,
     model: str | None = None,
     cache: Path | None = None,
+    shard_cache: float = shards.KEPT_GIGABYTES,
     resume: bool = False,
     max_steps: int | None = None,
     log_to: Sequence[str] = (),
@@ -81,13 +82,14 @@ def train(
 ) -> dict[str, Any]:
     """Run all phases of a pipeline file on a data set; returns the path of the model and what each phase reports.
 
-    `model` replaces the pipeline's; `max_steps` bounds every phase; `log_to` names sinks (`prefkit.train.sinks`).
+    `data` is a folder or a URL; of the latter, up to `shard_cache` gigabytes of shards are kept in the cache. `model`
+    replaces the pipeline's; `max_steps` bounds every phase; `log_to` names sinks (`prefkit.train.sinks`).
     Raises KeyboardInterrupt after a checkpoint if
     the user interrupts, and PrefkitError for what the user can mend.
     """
     sinks.need(log_to)
     options = check(pipeline, model=model)
-    manifest = manifests.read(data)
+    manifest = shards.manifest_of(data)
     if not manifest.rows("train"):
         raise DataError(f"{data}: the train split has no pairs, so there is nothing to learn from.")
     progress = progress or Silent()
@@ -95,7 +97,8 @@ def train(
         claimed(out, options, manifest, max_steps, resume=resume),
         sinks.opened(log_to, out, options.table(), progress.note) as writers,
     ):
-        return run_phases(options, manifest, data, out, cache, max_steps, writers, progress)
+        folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or out / "cache", shard_cache)
+        return run_phases(options, manifest, folder, out, cache, max_steps, writers, progress)
 
 
 def run_phases(
@@ -124,9 +127,9 @@ def run_phases(
     return {"model": str(out / "model"), "phases": reports}
 
 
-def plan(options: TrainOptions, data: Path, *, max_steps: int | None = None) -> list[dict[str, Any]]:
+def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None = None) -> list[dict[str, Any]]:
     """What each phase would do, from the manifest alone; `steps` is an upper bound, as steps take whole prompts."""
-    rows = manifests.read(data).rows("train")
+    rows = shards.manifest_of(data).rows("train")
     planned = []
     for phase, losses in zip(options.phases, options.losses, strict=True):
         repeats = math.prod(max([1.0, *(w or {}).values()]) for w in (phase.source_weights, phase.lang_weights))
@@ -291,8 +294,10 @@ def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split
 def make_plan(job: Job, phase: Phase, train_set: SplitData) -> tuple[SplitData, Plan]:
     """The examples that the phase takes, and the order of its steps; says what an epoch leaves out or repeats."""
     examples, drawn = sampling.select(train_set.examples, phase)
-    shards = tuple(shard.prompts for shard in examples.shards)
-    order = Plan(shards, examples.counts(), phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window, drawn)
+    prompts = tuple(shard.prompts for shard in examples.shards)
+    order = Plan(
+        prompts, examples.counts(), phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window, drawn
+    )
     for epoch in range(phase.epochs):
         if said := sampling.told(order.account(epoch)):
             job.progress.note(f"{phase.name}, epoch {epoch + 1}: {said}")

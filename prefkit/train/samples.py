@@ -26,6 +26,7 @@ from annotated_types import Ge, MinLen
 
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest, write_text_atomically
+from prefkit.train import shards
 from prefkit.train.generate import generate
 from prefkit.train.policy import Policy
 from prefkit.train.template import Message
@@ -91,7 +92,7 @@ def choose(options: SampleOptions, data: Path, manifest: Manifest) -> list[list[
         return [[{"role": "user", "content": text}] for text in options.prompts]
     first: dict[str, list[Message]] = {}
     for shard in manifest.of_split("test"):
-        table = pq.read_table(data / shard.path, columns=["prompt_id", "prompt"])
+        table = pq.read_table(shards.local(data, shard), columns=["prompt_id", "prompt"])
         first |= dict(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
         first = {key: first[key] for key in sorted(first)[: options.prompts]}
     if not first:

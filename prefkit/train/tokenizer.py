@@ -23,6 +23,7 @@ from transformers.utils import has_file
 from prefkit.errors import TrainError, did_you_mean, one_line
 from prefkit.manifest import Manifest
 from prefkit.schema import MESSAGES
+from prefkit.train import shards
 from prefkit.train.adapters import base_of
 from prefkit.train.hub import local_files_only
 
@@ -103,7 +104,7 @@ def train_bpe(
 def _contents(data: Path, manifest: Manifest, rows: int) -> Iterator[list[str]]:
     """Texts of all message columns of the train split."""
     for shard in manifest.of_split("train"):
-        file = pq.ParquetFile(data / shard.path)
+        file = pq.ParquetFile(shards.local(data, shard))
         columns = [field.name for field in file.schema_arrow if field.type == MESSAGES]
         for batch in file.iter_batches(1024, columns=columns):
             if rows <= 0:

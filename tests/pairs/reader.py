@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prefkit import urls
 from prefkit.errors import PrefkitError
-from prefkit.pairs import inputs, urls
+from prefkit.pairs import inputs
 
 PROJECT = Path(__file__).parent.parent.parent
 CHUNK = 20_000

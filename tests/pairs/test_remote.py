@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from prefkit import manifest
+from prefkit import manifest, urls
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest, Shard
-from prefkit.pairs import remote, urls
+from prefkit.pairs import remote
 from tests.pairs import servers
 from tests.pairs.servers import serving
 

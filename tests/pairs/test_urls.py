@@ -20,9 +20,10 @@ import zstandard
 
 pytest.importorskip("aiohttp", reason="needs the clients: pip install 'prefkit[url]'")
 
+from prefkit import urls
 from prefkit.config import load_pipeline
 from prefkit.errors import DataError, UsageError
-from prefkit.pairs import inputs, urls
+from prefkit.pairs import inputs
 from prefkit.pairs.build import build_pairs
 from tests.pairs import servers
 from tests.pairs.raw import dirty_lines, write_lines

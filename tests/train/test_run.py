@@ -86,7 +86,7 @@ def test_two_phases_end_in_a_better_model(data, tmp_path):
     AutoModelForCausalLM.from_pretrained(out / "model")
     assert AutoTokenizer.from_pretrained(out / "model").chat_template
     card = (out / "model" / "README.md").read_text()
-    assert run.manifests.read(data).data_hash in card
+    assert run.shards.manifest_of(data).data_hash in card
     assert '"beta": 0.1' in card
     assert "prefkit_tree" not in (out / "model" / "config.json").read_text()
 

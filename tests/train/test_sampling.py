@@ -50,7 +50,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples(data):
-    manifest = run.manifests.read(data)
+    manifest = run.shards.manifest_of(data)
     words = tokenizer.train_bpe(data, manifest, vocab_size=400)
     how = Tokenising(None, "truncate_completion", None)
     return Examples.of(chat.tokenise(data, manifest, "train", words, how, cache=data / "c", progress=Silent()))

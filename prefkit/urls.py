@@ -78,7 +78,7 @@ def files(url: str, wanted: Callable[[str], bool]) -> list[str]:
     ones. hf:// URLs name a commit then, so that they mean the same bytes for ever. Empty where nothing is there.
     """
     scheme, _, rest = url.partition("://")
-    place = _pinned(f"{scheme.lower()}://{rest}")
+    place = pinned(f"{scheme.lower()}://{rest}")
     try:
         return steady(place, lambda fs: _files(fs, place, wanted))
     except NotFound:
@@ -100,7 +100,7 @@ def _files(fs: Any, url: str, wanted: Callable[[str], bool]) -> list[str]:
     return [name for name in names if wanted(name) and not any(p.startswith(".") for p in components(name)[depth:])]
 
 
-def _pinned(url: str) -> str:
+def pinned(url: str) -> str:
     """An hf:// URL with the commit that its revision names now; other URLs as they are."""
     if _scheme(url) != "hf":
         return url

@@ -1,0 +1,103 @@
+"""The shards of a data set: files in a folder, or behind a URL, fetched when they are needed and kept within a bound.
+
+A data set at a URL (`hf://`, `s3://`, `gs://`, `https://`: see `prefkit.urls`) is known by its *mirror*, a local folder
+with its manifest and `source.json`, which says where it comes from and how many bytes of shards may be kept. Whoever
+reads a shard asks `local` for its file. Of a mirror's files, the one that was asked for longest ago is deleted first;
+the last two always stay, so a reader finds what it was given. A fetched file gets its name when all its bytes are
+there and hash to what the manifest says; one that does not, any more, is fetched anew.
+
+The manifest is read once a run, so a data set that changes under way is noticed by the hash of the first shard that
+comes from the new one. A URL of the hub is pinned to the commit that its revision names when training starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+from prefkit import manifest, urls
+from prefkit.errors import DataError
+from prefkit.manifest import Manifest, Shard, file_sha256, write_text_atomically
+from prefkit.train import files
+
+SOURCE = "source.json"
+GIGABYTE = 10**9
+KEPT_GIGABYTES = 20.0  # of fetched shards, where nothing else is said
+ALWAYS_KEPT = 2
+
+
+def manifest_of(data: Path | str) -> Manifest:
+    """The manifest of a data set in a folder or at a URL; DataError where there is none."""
+    if isinstance(data, Path):
+        return manifest.read(data)
+    name = _place(urls.pinned(data), manifest.FILE_NAME)
+    try:
+        return manifest.parse(urls.steady(name, lambda fs: bytes(fs.cat_file(name))), urls.shown(name))
+    except urls.NotFound:
+        raise DataError(f"{urls.shown(name)}: not found, so there is no finished data set.") from None
+
+
+def mirror(url: str, record: Manifest, folder: Path, gigabytes: float = KEPT_GIGABYTES) -> Path:
+    """The mirror of the data set at `url` within `folder`: its manifest, `record`, and no shards if it is new."""
+    known_as = hashlib.sha256(urls.shown(url).rstrip("/").encode()).hexdigest()
+    made = folder / f"data-{known_as[:16]}"
+    made.mkdir(parents=True, exist_ok=True)
+    source = {"url": urls.pinned(url), "bytes": int(gigabytes * GIGABYTE)}
+    with files.scratch(made) as scratch:
+        write_text_atomically(made / manifest.FILE_NAME, manifest.dump(record), scratch=scratch)
+        write_text_atomically(made / SOURCE, json.dumps(source) + "\n", scratch=scratch)
+    return made
+
+
+def local(data: Path, shard: Shard) -> Path:
+    """The file of a shard, with the bytes that the manifest lists; fetched first if `data` is a mirror.
+
+    DataError if it is missing, or has other bytes.
+    """
+    path = data / shard.path
+    if (data / SOURCE).exists():
+        if not path.is_file() or file_sha256(path) != shard.sha256:
+            _fetch(data, shard)
+        path.touch()
+        return path
+    if not path.is_file():
+        raise DataError(f"{path}: missing, though the manifest lists it. Build the data set again.")
+    if file_sha256(path) != shard.sha256:
+        raise DataError(f"{path}: not the bytes that the manifest lists. Build the data set again.")
+    return path
+
+
+def _fetch(data: Path, shard: Shard) -> None:
+    source = json.loads((data / SOURCE).read_text())
+    place, path = _place(source["url"], shard.path), data / shard.path
+    path.parent.mkdir(exist_ok=True)
+    _make_room(path.parent, source["bytes"] - shard.bytes)
+    with files.scratch(data) as scratch:
+        temporary = scratch / path.name
+        with io.BufferedReader(urls.RemoteFile(place), urls.BLOCK) as remote, open(temporary, "wb") as file:
+            shutil.copyfileobj(remote, file, urls.BLOCK)
+        if file_sha256(temporary) != shard.sha256:
+            raise DataError(
+                f"{urls.shown(place)}: not the bytes that the manifest lists. The data set was replaced under way, or "
+                "its upload is damaged."
+            )
+        os.replace(temporary, path)
+
+
+def _make_room(folder: Path, room: int) -> None:
+    """Delete the files that were asked for longest ago until the others are at most `room` bytes."""
+    by_age = sorted((path for path in folder.glob("*.parquet")), key=lambda path: path.stat().st_mtime_ns)
+    total = sum(path.stat().st_size for path in by_age)
+    for path in by_age[: 1 - ALWAYS_KEPT]:
+        if total <= room:
+            break
+        total -= path.stat().st_size
+        path.unlink(missing_ok=True)
+
+
+def _place(url: str, name: str) -> str:
+    return f"{url.rstrip('/')}/{name}"
