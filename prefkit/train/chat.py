@@ -37,10 +37,11 @@ from prefkit.train.length import Given, Limit, Policy, fit
 from prefkit.train.metrics import Progress
 from prefkit.train.mismatch import with_mismatched
 from prefkit.train.pack import Sequence, tree_size
+from prefkit.train.public_length import with_public
 from prefkit.train.store import LOSSES, Example, Prompt, Store, finish_store, is_whole, open_store, write_file
 from prefkit.train.template import Conversation, encode_examples, has_system, system_role
 
-FORMAT = 4
+FORMAT = 5
 ROWS_A_BATCH = 1024
 
 Row = dict[str, Any]
@@ -50,13 +51,15 @@ Row = dict[str, Any]
 class Tokenising:
     """What the tokens depend on besides the data; `column` is None for pairs, else the answers of sft.
 
-    `mismatched`: with each prompt also another prompt's answers, for losses that ask for them.
+    `mismatched`: with each prompt also another prompt's answers, for losses that ask for them. `public`: with each pair
+    also its answers cut at the length of the shorter one.
     """
 
     max_length: int | None
     max_length_policy: Policy
     column: str | None
     mismatched: bool = False
+    public: bool = False
 
     @property
     def limit(self) -> Limit:
@@ -136,6 +139,8 @@ def write_shard(data: Path, shard: Shard, tokenizer: Any, how: Tokenising, targe
         built += prompts(batch, tokenizer, how, counts, shard.path)
     if how.mismatched:
         built = with_mismatched(built, how.max_length)
+    if how.public:
+        built = with_public(built)
     counts["sequences"] = sum(len(prompt.sequences) for prompt in built)
     counts["tokens"] = sum(len(sequence.tokens) for prompt in built for sequence in prompt.sequences)
     counts["tree_tokens"] = sum(prompt.tree_tokens for prompt in built)

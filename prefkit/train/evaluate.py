@@ -134,7 +134,7 @@ def pair_figures(
         columns = {"logps/chosen": own.chosen_P, "logps/rejected": own.rejected_P}
     else:
         given = objective.given(own_Q, None if reference_logps is None else torch.from_numpy(reference_logps), pairs)
-        columns = per_pair(objective.judge(given, states)[0], own, given.reference)
+        columns = per_pair(objective.judge(given, states)[0], given.policy, given.reference)
     columns["logps/accuracies"] = preferred(own.chosen_P, own.rejected_P)
     per_token = own.chosen_P / own.chosen_length_P, own.rejected_P / own.rejected_length_P
     columns["logps/accuracies_per_token"] = preferred(*per_token)

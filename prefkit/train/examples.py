@@ -67,16 +67,21 @@ class Examples:
         view = self.shards[shard]
         sequences, first = view.sequences_of(local)
         pairs, first_pair = view.pairs_of(local)
+        along = view.public_of(local)
         pair_rows = np.arange(len(pairs)) + first_pair + self.pair_base[shard]
         sequence_rows = np.arange(len(sequences)) + first + self.sequence_base[shard]
         if self.kept is not None:
             stays = self.kept[pair_rows if len(pairs) else sequence_rows]
-            of_no_pair = np.setdiff1d(np.arange(len(sequences)), pairs)  # other prompts' answers
-            used = np.union1d(pairs[stays], of_no_pair) if len(pairs) else np.flatnonzero(stays)
+            groups = np.concatenate([pairs, along], axis=1)
+            of_no_pair = np.setdiff1d(np.arange(len(sequences)), groups)  # other prompts' answers
+            used = np.union1d(groups[stays], of_no_pair) if len(pairs) else np.flatnonzero(stays)
             sequences, sequence_rows = [sequences[at] for at in used], sequence_rows[used]
             if len(pairs):
-                pairs, pair_rows = np.searchsorted(used, pairs[stays]), pair_rows[stays]
-        return split_tree(sequences, pairs, pair_rows=pair_rows, sequence_rows=sequence_rows, max_tokens=max_tokens)
+                pairs, along = np.hsplit(np.searchsorted(used, groups[stays]), 2)
+                pair_rows = pair_rows[stays]
+        return split_tree(
+            sequences, pairs, pair_rows=pair_rows, sequence_rows=sequence_rows, max_tokens=max_tokens, along=along
+        )
 
     def sequences_of(self, prompts: np.ndarray) -> np.ndarray:
         """Numbers of all sequences of some prompts."""
@@ -99,7 +104,15 @@ class Examples:
 
     def pairs(self) -> np.ndarray:
         """Chosen and rejected sequence of every pair, as [pairs, 2]."""
-        parts = [shard.pair_sequences() + base for shard, base in zip(self.shards, self.sequence_base, strict=False)]
+        parts = [
+            shard.of_pairs(shard.pair_sides) + base
+            for shard, base in zip(self.shards, self.sequence_base, strict=False)
+        ]
+        return np.concatenate([np.zeros((0, 2), np.int64), *parts])
+
+    def public(self) -> np.ndarray:
+        """The sequences that are every pair's answers cut at the length of the shorter one, as [pairs, 2]."""
+        parts = [shard.of_pairs(shard.public) + b for shard, b in zip(self.shards, self.sequence_base, strict=False)]
         return np.concatenate([np.zeros((0, 2), np.int64), *parts])
 
     def lengths(self) -> np.ndarray:
@@ -143,7 +156,9 @@ class ShardView:
         self.sequence_rows = sequences.values.field("row").to_numpy()
         self.pair_offsets = pairs.offsets.to_numpy()
         self.pair_rows = pairs.values.field("row").to_numpy()
-        self.pair_sides = np.stack([pairs.values.field(side).to_numpy() for side in ("chosen", "rejected")], axis=1)
+        self.pair_sides = _sides(pairs.values)
+        public = batch.column("public").values
+        self.public = _sides(public) if len(public) else self.pair_sides
         self.examples = batch.column("examples").values
         scores = [self.examples.field(name) for name in ("chosen_score", "rejected_score")]
         self.scores = np.stack([score.to_numpy(zero_copy_only=False) for score in scores], axis=1)  # null: NaN
@@ -168,10 +183,13 @@ class ShardView:
         first, end = self.pair_offsets[prompt : prompt + 2]
         return self.pair_sides[first:end], int(first)
 
-    def pair_sequences(self) -> np.ndarray:
-        """Chosen and rejected sequence of every pair, numbered within the shard."""
+    def public_of(self, prompt: int) -> np.ndarray:
+        return self.public[slice(*self.pair_offsets[prompt : prompt + 2])]
+
+    def of_pairs(self, sides: np.ndarray) -> np.ndarray:
+        """Two sequences of every pair, as numbers within its prompt, numbered within the shard."""
         first = np.repeat(self.sequence_offsets[:-1], np.diff(self.pair_offsets))
-        return self.pair_sides.astype(np.int64) + first[:, None]
+        return sides.astype(np.int64) + first[:, None]
 
     def lengths(self) -> np.ndarray:
         return np.diff(self.token_offsets) - self.starts
@@ -180,3 +198,7 @@ class ShardView:
 def running(counts: object) -> np.ndarray:
     """0 and the running sum: where each of some consecutive parts starts, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))]).astype(np.int64)
+
+
+def _sides(pairs: pa.StructArray) -> np.ndarray:
+    return np.stack([pairs.field(side).to_numpy() for side in ("chosen", "rejected")], axis=1)

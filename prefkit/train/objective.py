@@ -67,6 +67,7 @@ class Given:
     answers_P2: Tensor | None = None  # a number for each answer, the same wherever it stands: chosen, rejected
     mismatched_M: Tensor | None = None  # log-ratios of answers under prompts that they do not belong to
     state: Tensor | None = None  # what the loss returned as its state at the step before
+    undamped: LogProbs | None = None  # of the policy, whatever `ld_alpha`
 
 
 FIELDS = tuple(field.name for field in fields(Given))
@@ -98,26 +99,38 @@ class Term:
 class Preference:
     """A weighted sum of losses of `prefkit.train.losses`; the rewards are the first one's.
 
-    `margins` are those of every pair of the split that it is used on, if a loss asks for them.
+    `margins` are those of every pair of the split that it is used on, if a loss asks for them; `public`, under
+    `ld_alpha`, the sequences that are its answers cut at the length of the shorter one.
     """
 
     terms: Sequence[Term]
     margins: Tensor | None = None
     wpo: bool = False
+    ld_alpha: float | None = None
+    public: Tensor | None = None
 
     @classmethod
-    def of(cls, losses: Sequence[Weighted], sft_weight: float = 0.0, *, wpo: bool = False) -> Preference:
+    def of(
+        cls,
+        losses: Sequence[Weighted],
+        sft_weight: float = 0.0,
+        *,
+        wpo: bool = False,
+        ld_alpha: float | None = None,
+    ) -> Preference:
         """The losses that a pipeline file names, with the supervised term that may be added to them."""
         made = [Term.of(weight, call) for weight, call in losses]
         for term, (_, call) in zip(made, losses, strict=True):
             if call.is_external:
                 check_shape(cls([term]), call.address)
         if sft_weight:
-            made.append(Term(sft_weight, chosen_nll, ["policy"], whole_step=False))
-        return cls(made, wpo=wpo)
+            made.append(Term(sft_weight, chosen_nll, ["undamped"], whole_step=False))
+        return cls(made, wpo=wpo, ld_alpha=ld_alpha)
 
     def on(self, examples: Examples) -> Preference:
         """The same objective for the pairs of one split; TrainError if a loss asks for scores that they have not."""
+        if self.ld_alpha is not None:
+            self = replace(self, public=torch.from_numpy(examples.public()))
         if not self.asks_for("margins_P"):
             return self
         margins = torch.from_numpy(examples.margins())
@@ -166,11 +179,30 @@ class Preference:
         """All that a loss may ask for, of the pairs of one bin or several."""
         of_pair = torch.zeros_like(logps_Q, dtype=torch.bool).index_fill(0, pairs.pairs_P2.flatten(), True)
         return Given(
-            pair_logps(logps_Q, pairs),
-            None if reference_Q is None else pair_logps(reference_Q, pairs),
+            self.sides(logps_Q, pairs),
+            None if reference_Q is None else self.sides(reference_Q, pairs),
             None if self.margins is None else self.margins[pairs.pair_rows_P.cpu()].to(logps_Q),
             pairs.sequence_rows_Q[pairs.pairs_P2],
             None if reference_Q is None else (logps_Q - reference_Q).detach()[~of_pair],
+            undamped=pair_logps(logps_Q, pairs),
+        )
+
+    def sides(self, logps_Q: Tensor, pairs: Bin | Layout) -> LogProbs:
+        """Both answers' log-probabilities; under `ld_alpha`, tokens beyond the length of the shorter one weigh less.
+
+        ``log pi`` up to the public length plus ``ld_alpha`` times the rest (arXiv:2409.06411, eq. 9), lengths whole.
+        """
+        whole = pair_logps(logps_Q, pairs)
+        if self.ld_alpha is None or self.public is None:
+            return whole
+        rows_Q, order_Q = pairs.sequence_rows_Q.sort()
+        wanted_P2 = self.public.to(rows_Q.device)[pairs.pair_rows_P]
+        public_P2 = logps_Q[order_Q[torch.searchsorted(rows_Q, wanted_P2)]]
+        alpha = self.ld_alpha
+        return replace(
+            whole,
+            chosen_P=alpha * whole.chosen_P + (1 - alpha) * public_P2[:, 0],
+            rejected_P=alpha * whole.rejected_P + (1 - alpha) * public_P2[:, 1],
         )
 
     def of_bin(
@@ -218,7 +250,9 @@ def check_shape(objective: Preference, address: str) -> None:
             for base in (torch.linspace(20.0, 60.0, 6), torch.linspace(22.0, 55.0, 6))
         )
         numbers = torch.arange(12).reshape(6, 2)[pairs]
-        given = Given(policy, reference, torch.linspace(0.5, 3.0, 6)[pairs], numbers, torch.linspace(-1.0, 2.0, 5))
+        given = Given(
+            policy, reference, torch.linspace(0.5, 3.0, 6)[pairs], numbers, torch.linspace(-1.0, 2.0, 5), None, policy
+        )
         return objective.terms[0](given, None)[0]
 
     try:

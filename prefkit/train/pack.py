@@ -177,21 +177,29 @@ def _segments(lengths: list[int], prefix: list[int]) -> tuple[list[int], list[in
 
 
 def split_tree(
-    sequences: Seq[Sequence], pairs: ArrayLike, *, pair_rows: ArrayLike, sequence_rows: ArrayLike, max_tokens: int
+    sequences: Seq[Sequence],
+    pairs: ArrayLike,
+    *,
+    pair_rows: ArrayLike,
+    sequence_rows: ArrayLike,
+    max_tokens: int,
+    along: ArrayLike | None = None,
 ) -> list[Tree]:
     """One tree, or where it would exceed `max_tokens` several, each with some of the pairs and all that they need.
 
     Both sides of a pair stay together; tokens that two parts need stand in both. Each pair goes to the part that it
-    enlarges least, or to a new one if it fits in none. Sequences in no pair are placed one by one in the same way.
+    enlarges least, or to a new one if it fits in none. `along` are further sequences of each pair, which stay with it.
+    Sequences in no pair are placed one by one in the same way.
     Raises TrainError for a pair that exceeds `max_tokens` by itself.
     """
     pairs_P2 = np.asarray(pairs, dtype=np.int32).reshape(-1, 2)
     pair_rows_P, sequence_rows_Q = np.asarray(pair_rows), np.asarray(sequence_rows)
     if tree_size(sequences) <= max_tokens:
         return [build_tree(sequences, pairs_P2, pair_rows=pair_rows_P, sequence_rows=sequence_rows_Q)]
-    lone = sorted(set(range(len(sequences))) - set(pairs_P2.ravel().tolist()))
+    of_pairs = pairs_P2 if along is None else np.concatenate([pairs_P2, np.asarray(along)], axis=1)
+    lone = sorted(set(range(len(sequences))) - set(of_pairs.ravel().tolist()))
     names = [*(f"pair {row}" for row in pair_rows_P), *(f"sequence {sequence_rows_Q[q]}" for q in lone)]
-    groups = [*pairs_P2.tolist(), *([q] for q in lone)]
+    groups = [*of_pairs.tolist(), *([q] for q in lone)]
     trees = []
     for part in _split(sequences, groups, names, max_tokens):
         members = sorted({q for g in part for q in groups[g]})

@@ -60,6 +60,7 @@ from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
 from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.stream import Plan
+from prefkit.train.terms import Weighted
 
 __all__ = ["check", "plan", "train"]
 
@@ -187,7 +188,7 @@ def start_of(job: Job, number: int) -> Any:
 def run_phase(job: Job, number: int) -> None:
     """One phase from its start, or from its newest checkpoint, to its exported model and `phase.json`."""
     phase, losses = job.options.phases[number], job.options.losses[number]
-    objective = Preference.of(losses, phase.sft_weight, wpo=phase.wpo) if losses else Supervised()
+    objective = objective_of(phase, losses)
     folder = job.out / phase.name
     start = start_of(job, number)
     if phase.lora is not None:
@@ -259,6 +260,13 @@ def open_samples(job: Job, phase: Phase, step: int) -> Samples | None:
     return taken
 
 
+def objective_of(phase: Phase, losses: list[Weighted]) -> Preference | Supervised:
+    """What the phase optimises."""
+    if not losses:
+        return Supervised()
+    return Preference.of(losses, phase.sft_weight, wpo=phase.wpo, ld_alpha=phase.ld_alpha)
+
+
 def vocabulary(job: Job) -> dict[str, Any]:
     """What all phases must have in common besides options and data: hashes of chat template and tokenizer."""
     template = json.dumps(job.tokenizer.chat_template, sort_keys=True).encode()
@@ -281,7 +289,8 @@ def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split
     """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
     column = phase.column if isinstance(objective, Supervised) else None
     mismatched = isinstance(objective, Preference) and objective.asks_for("mismatched_M")
-    how = Tokenising(phase.max_length or None, phase.max_length_policy, column, mismatched)
+    public = phase.ld_alpha is not None
+    how = Tokenising(phase.max_length or None, phase.max_length_policy, column, mismatched, public)
     store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
     job.progress.note(f"{phase.name}, {store.summary}")
     policy.check_fits(model, job.tokenizer, store.counts["longest"])

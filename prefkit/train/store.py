@@ -5,6 +5,8 @@
     examples    list<struct<source, lang, chosen_score, rejected_score>>
                                                       what the data set says of each pair, or of each sequence where
                                                       there are no pairs; null where it says nothing
+    public      list<struct<chosen, rejected>>        where each pair's answers stand in `sequences`, cut at the length
+                                                      of the shorter one; empty unless asked for (`public_length.py`)
     tree_tokens int32                                 tokens of the prompt's token tree: what the trainer will compute
 
 Beside each Arrow file stand its counts, as JSON. Files appear at once or not at all, under temporary names that no
@@ -46,6 +48,7 @@ SCHEMA = pa.schema(
         ),
         ("pairs", pa.list_(pa.struct([("row", pa.int64()), ("chosen", pa.int32()), ("rejected", pa.int32())]))),
         ("examples", pa.list_(EXAMPLE)),
+        ("public", pa.list_(pa.struct([("chosen", pa.int32()), ("rejected", pa.int32())]))),
         ("tree_tokens", pa.int32()),
     ]
 )
@@ -108,6 +111,7 @@ class Prompt(NamedTuple):
     pairs: list[tuple[int, int, int]]
     examples: list[Example]
     tree_tokens: int
+    public: list[tuple[int, int]] = []  # noqa: RUF012 (never changed in place)
 
 
 def open_store(folder: Path, key: str) -> Store | None:
@@ -159,6 +163,7 @@ def to_arrow(prompts: Iterable[Prompt]) -> pa.RecordBatch:
     starts = pa.array([s.start for s in sequences], pa.int32())
     rows = pa.array([row for prompt in prompts for row in prompt.rows], pa.int64())
     pairs = np.array([pair for prompt in prompts for pair in prompt.pairs], dtype=np.int64).reshape(-1, 3)
+    public = np.array([sides for prompt in prompts for sides in prompt.public], dtype=np.int32).reshape(-1, 2)
     columns = [
         pa.ListArray.from_arrays(
             pa.array(offsets(len(p.sequences) for p in prompts), pa.int32()),
@@ -172,6 +177,12 @@ def to_arrow(prompts: Iterable[Prompt]) -> pa.RecordBatch:
             ),
         ),
         pa.ListArray.from_arrays(pa.array(offsets(len(p.examples) for p in prompts), pa.int32()), to_struct(prompts)),
+        pa.ListArray.from_arrays(
+            pa.array(offsets(len(p.public) for p in prompts), pa.int32()),
+            pa.StructArray.from_arrays(
+                [pa.array(public[:, 0]), pa.array(public[:, 1])], fields=list(SCHEMA.field("public").type.value_type)
+            ),
+        ),
         pa.array([p.tree_tokens for p in prompts], pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

@@ -55,6 +55,9 @@ def without_effect(found: list[str]) -> dict[str, str]:
         why["reference"] = "its loss takes none"
     if any(is_of_whole_step(address) for address in found):
         why["wpo"] = "a loss of the whole step has no loss of a single pair to weigh"
+    beyond_pairs = {"answers_P2", "mismatched_M"}
+    if any("policy" in asks(a) and ("reference" not in asks(a) or beyond_pairs & {*asks(a)}) for a in found):
+        why["ld_alpha"] = "it is defined for losses of pairs with a reference"
     return why
 
 

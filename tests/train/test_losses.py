@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from prefkit.train import losses
 from prefkit.train.losses import LogProbs
 from prefkit.train.losses.common import f_scores
 from prefkit.train.objective import Given, Preference, Term
+from prefkit.train.pack import Layout
 from prefkit.train.terms import Weighted
 
 PAIRS, WIDTH = 5, 12
@@ -53,7 +55,7 @@ def trl_dpo(token_logps, reference_sums, loss_types, lengths=LENGTHS, loss_weigh
         f_alpha_divergence_coef=options.get("alpha"),
         args=SimpleNamespace(discopop_tau=options.get("tau")),
         precompute_ref_logps=True,
-        ld_alpha=None,
+        ld_alpha=options.get("ld_alpha"),
         use_weighting="log_squares" in options,
         aux_loss_enabled=False,
         _metrics={"train": defaultdict(list)},
@@ -77,7 +79,7 @@ def trl_dpo(token_logps, reference_sums, loss_types, lengths=LENGTHS, loss_weigh
 
 def weighted_sum(weights, policy, reference):
     terms = [Term.of(weight, Call(f"prefkit.train.losses:{name}", {})) for name, weight in weights.items()]
-    return Preference(terms).judge(Given(policy, reference))[0]
+    return Preference(terms).judge(Given(policy, reference, undamped=policy))[0]
 
 
 def assert_same(ours, theirs, token_logps, tolerance=1e-6):
@@ -310,6 +312,33 @@ def test_weighted_sums_equal_trl(weighting, token_logps, reference_sums):
     expected, _ = trl_dpo(token_logps, reference_sums, names, loss_weights=weights, beta=0.3)
     output, _ = objective.judge(Given(policy, reference))
     assert_same(output.losses_P.mean(), expected, token_logps)
+
+
+@pytest.mark.parametrize("ld_alpha", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["sigmoid", "ipo", "hinge", "nca_pair", "aot"])
+def test_ld_alpha_equals_trl(name, ld_alpha, token_logps, reference_sums):
+    """Sequences of a bin in any order: answers, and among others those cut at their pair's public length."""
+    token_logps.requires_grad_()
+    mask = torch.arange(WIDTH) < LENGTHS[:, None]
+    own, base = token_logps * mask, -torch.rand_like(token_logps) * 2 * mask
+    shared = torch.minimum(*LENGTHS.chunk(2)).repeat(2)
+    inside = torch.arange(WIDTH) < shared[:, None]
+    order = torch.randperm(4 * PAIRS)
+    where = order.argsort()
+
+    def of(rows):
+        return torch.cat([rows.sum(1), (rows * inside).sum(1)])[order]
+
+    pairs = Layout(
+        torch.cat([LENGTHS, shared])[order], order + 7, where[: 2 * PAIRS].reshape(2, PAIRS).T, torch.arange(PAIRS)
+    )
+    objective = Preference.of([Weighted(1.0, Call(f"prefkit.train.losses:{name}", {"beta": 0.3}))], ld_alpha=ld_alpha)
+    objective = replace(objective, public=torch.arange(2 * PAIRS, 4 * PAIRS).reshape(2, PAIRS).T + 7)
+    output, _ = objective.judge(objective.given(of(own), of(base), pairs))
+    ld_reference = (base * inside).sum(1) + ld_alpha * (base * ~inside).sum(1)
+    expected, log = trl_dpo(own, ld_reference, [name], beta=0.3, ld_alpha=ld_alpha)
+    assert_same(output.losses_P.mean(), expected, token_logps)
+    assert output.chosen_rewards_P.mean().item() == pytest.approx(log["rewards/chosen"][0], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "ipo", "nca_pair", "apo_zero"])

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from prefkit.train import metrics, policy, run
-from prefkit.train.metrics import TIMING
+from prefkit.train import chat, metrics, policy, run
+from prefkit.train.chat import Tokenising
+from prefkit.train.examples import Examples
+from prefkit.train.metrics import TIMING, Silent
 from prefkit.train.pack import Sequence, collate
 from tests.train.conftest import make_model, tree_of
 from tests.train.datasets_for_tests import pipeline, toy_pairs, write_data_set
@@ -65,3 +67,46 @@ def test_weights_of_wpo_against_full_logits(name, padded):
 def test_wpo_runs_whatever_the_bins(data, tmp_path):
     assert_bins_do_not_matter(data, tmp_path, {**DPO, "wpo": True})
     assert 0.5 < losses(tmp_path / "90")[0] < np.log(2) - 1e-3, "ln 2 times weights near 1, of a model without opinions"
+
+
+LD = {**DPO, "ld_alpha": 0.25, "sft_weight": 0.1}
+
+
+def test_ld_alpha_runs_whatever_the_bins_and_the_reference(data, tmp_path):
+    """Bins so small that trees of three answers are split, so the cut answers must go where their pair goes."""
+    assert_bins_do_not_matter(data, tmp_path, {**LD, "pairs_per_step": 9})
+    run.train(pipeline(data, {**LD, "pairs_per_step": 9, "reference": "live"}), data=data, out=tmp_path / "live")
+    np.testing.assert_allclose(losses(tmp_path / "live"), losses(tmp_path / "8192"), atol=1e-5)
+    run.train(pipeline(data, {**LD, "pairs_per_step": 9, "ld_alpha": 0.9}), data=data, out=tmp_path / "other")
+    assert abs(losses(tmp_path / "other")[-1] - losses(tmp_path / "live")[-1]) > 1e-5
+
+
+def examples_of(data, folder, how):
+    manifest = run.manifests.read(data)
+    words = run.prepare_tokenizer(run.check(pipeline(data, LD)), data, manifest, folder)
+    return Examples.of(chat.tokenise(data, manifest, "train", words, how, cache=folder, progress=Silent()))
+
+
+def test_pairs_left_out_take_their_cut_answers_along(data, tmp_path):
+    """With a filter of the stream the objective finds every sequence that it needs, and computes no others."""
+    run.train(pipeline(data, {**LD, "min_margin": 0.75, "max_tokens": 90}), data=data, out=tmp_path / "r")
+    first = next(line for line in logged(tmp_path / "r") if "loss" in line)
+    assert first["pairs"] == 6
+    examples = examples_of(data, tmp_path, Tokenising(None, "truncate", None, public=True))
+    kept = examples.keeping(np.arange(len(examples.pairs())) % 3 == 1)
+    for tree in (tree for prompt in range(examples.prompts) for tree in kept.trees(prompt, 8192)):
+        needed = np.r_[examples.pairs()[tree.pair_rows_P], examples.public()[tree.pair_rows_P]]
+        assert set(tree.sequence_rows_Q) == set(needed.ravel())
+
+
+def test_answers_are_cut_at_the_public_length(data, tmp_path):
+    plain = examples_of(data, tmp_path, Tokenising(None, "truncate", None))
+    cut = examples_of(data, tmp_path, Tokenising(None, "truncate", None, public=True))
+    assert (plain.tree_tokens() == cut.tree_tokens()).all(), "a prefix costs no token"
+    sides, public = cut.lengths()[cut.pairs()], cut.lengths()[cut.public()]
+    assert (sides[:, 0] != sides[:, 1]).any()
+    assert (public == sides.min(1, keepdims=True)).all()
+    shard = cut.shards[0]
+    tokens = [np.concatenate([[s.start], s.tokens]) for n in range(shard.prompts) for s in shard.sequences_of(n)[0]]
+    for whole, part in zip(shard.of_pairs(shard.pair_sides).ravel(), shard.of_pairs(shard.public).ravel(), strict=True):
+        assert np.array_equal(tokens[part], tokens[whole][: len(tokens[part])])

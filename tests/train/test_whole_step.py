@@ -8,6 +8,7 @@ import torch
 
 from prefkit.resolve import Call
 from prefkit.train import metrics, policy, run, whole_step
+from prefkit.train.adapters import Lora
 from prefkit.train.metrics import TIMING
 from prefkit.train.objective import Preference, Term
 from prefkit.train.pack import Sequence, collate, pack
@@ -78,7 +79,7 @@ def test_bins_alone_would_give_another_gradient():
 
 def test_dropout_of_lora_falls_the_same_way_twice():
     """Where one pass would do, two give its gradient exactly, dropout and all."""
-    ready = policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), r=4, dropout=0.4)
+    ready = policy.add_lora(policy.ready(make_model("Llama"), dtype="float32"), Lora(r=4, dropout=0.4))
     for name, parameter in ready.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

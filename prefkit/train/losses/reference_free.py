@@ -58,17 +58,17 @@ def orpo(policy: LogProbs, *, beta: Positive = 0.1) -> LossOutput:
     return LossOutput(beta * logistic(log_odds_ratio_P) - chosen_P, *rewards(beta, chosen_P, rejected_P))
 
 
-def chosen_nll(policy: LogProbs) -> LossOutput:
+def chosen_nll(undamped: LogProbs) -> LossOutput:
     """The chosen answer's negative log-likelihood, a mean over its tokens: the term that `sft_weight` adds.
 
     ``-log pi_c / L_c``
 
     Pang et al. 2024 (Iterative Reasoning Preference Optimization, arXiv:2404.19733): it keeps chosen answers likely.
-    Every pair weighs the same, long or short, as it does in the loss that this is added to, and a pair's term does not
-    depend on its neighbours. TRL's ``sft`` is instead a mean over all chosen tokens of a device's micro-batch; the two
-    agree when the chosen answers are equally long.
+    Every pair weighs the same, long or short, as it does in the loss that this is added to, and a pair's term depends
+    neither on its neighbours nor on `ld_alpha`. TRL's ``sft`` is instead a mean over all chosen tokens of a device's
+    micro-batch; the two agree when the chosen answers are equally long.
     """
-    chosen_P, rejected_P = mean_logps(policy)
+    chosen_P, rejected_P = mean_logps(undamped)
     return LossOutput(-chosen_P, *rewards(1.0, chosen_P, rejected_P))
 
 
