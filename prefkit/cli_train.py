@@ -50,7 +50,16 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=("wandb", "mlflow"),
         help="send the figures there as well (repeatable)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the checked options and the plan, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the checked options, the plan and estimates, and stop"
+    )
+    parser.add_argument(
+        "--tflops",
+        type=above_zero,
+        default=400.0,
+        metavar="N",
+        help="10^12 FLOP/s that are really reached, for --dry-run (default: 400, an H100 at 40 %%)",
+    )
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     parser.set_defaults(run=_train, interrupted="interrupted. Go on with the same command and --resume.")
 
@@ -74,7 +83,7 @@ def _train(given: argparse.Namespace) -> int:
     _need_training_half()
     from rich.console import Console
 
-    from prefkit.train import metrics, run
+    from prefkit.train import estimate, metrics, run
 
     if given.shard_cache is not None and isinstance(given.data, Path):
         raise UsageError("--shard-cache has no effect: --data is a folder, of which nothing is fetched.")
@@ -83,7 +92,8 @@ def _train(given: argparse.Namespace) -> int:
     if given.dry_run:
         options = run.check(pipeline, model=given.model)
         Console().print_json(json.dumps(options.table()))
-        Console().print_json(json.dumps(run.plan(options, given.data, max_steps=given.max_steps)))
+        planned = estimate.plan(options, given.data, max_steps=given.max_steps, tflops=given.tflops)
+        Console().print_json(json.dumps(planned))
         return 0
     with nullcontext(metrics.Silent()) if given.quiet else metrics.live_progress(console) as progress:
         report = run.train(

@@ -164,6 +164,11 @@ def _some(layers: int, count: int, level: Level, rest: Level) -> list[Level]:
 
 def bytes_a_token(model: Any, autocast: Autocast) -> float:
     """Bytes of activations that one more token makes the model's layers hold until the backward pass."""
+    return bytes_held(model, autocast)[1]
+
+
+def bytes_held(model: Any, autocast: Autocast) -> tuple[float, float]:
+    """Bytes that the layers hold until the backward pass, however few the tokens are; and more for each token."""
     training, layers = model.training, backbone(unwrap(model))
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens_1T = (torch.arange(2 * PROBE_TOKENS, device=model.device) * 7 % vocabulary)[None]
@@ -176,7 +181,7 @@ def bytes_a_token(model: Any, autocast: Autocast) -> float:
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         less, more = (held_bytes(partial(forward, tokens)) for tokens in (PROBE_TOKENS, 2 * PROBE_TOKENS))
     model.train(training)
-    return (more - less) / PROBE_TOKENS
+    return 2 * less - more, (more - less) / PROBE_TOKENS
 
 
 def held_bytes(forward: Callable[[], Tensor]) -> int:

@@ -1,0 +1,199 @@
+"""`prefkit train --dry-run`: what each phase would do, what memory it takes, and how long, without weights or training.
+
+The model is made of tensors without storage (torch's FakeTensorMode), so parameters are counted and not modelled, and
+what its layers hold and compute is measured on a few such tokens, as `prefkit.train.blocks` measures it on real ones:
+exact for any dense architecture, and any size. With N parameters, of which n learn, T = `max_tokens`, and d, V the
+width and the vocabulary:
+
+    weights      4 N bytes, float32
+    gradients    4 n                      AdamW   8 n
+    copies       measured, about 2 N:     bfloat16 weights that autocast keeps for the backward pass
+    live         4 N                      a second model, where `reference = "live"` and there is no adapter
+    activations  T x measured             with an adapter up to a fifth less than this; or the GiB that the option gives
+    head         8 min(T V, 2^26)         a chunk of logits and its gradient; and 4 T d for the hidden states
+
+Tokens are those of the first rows of the train split, tokenised, times the number of rows; the shards' order is a
+hash, so these are a sample. FLOPs, with a multiplication and an addition counted as two:
+
+    forward      C (a + b L / 2) + 2 d V A      C tokens computed, L the mean length of a sequence, A answer tokens;
+                                                a, b measured: 2 for each weight of a layer; 4 width for each position
+    backward     twice that; once with an adapter, since frozen weights need no gradient
+    recompute    once the layers', with activation_checkpointing = "full"
+    reference    one forward over the data; every step if live
+
+Not in the figures: evaluation, samples, what the allocator wastes, filters and caps of the phase. For several ranks
+that shard the model, weights, gradients, AdamW and copies are divided among them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from prefkit import manifest as manifests
+from prefkit.errors import PrefkitError, TrainError, one_line
+from prefkit.manifest import Manifest
+from prefkit.train import attention, blocks, chat, policy, run
+from prefkit.train.attention import backbone
+from prefkit.train.chat import Tokenising
+from prefkit.train.hub import local_files_only
+from prefkit.train.logps import CHUNK_LOGITS
+from prefkit.train.options import Phase, TrainOptions
+from prefkit.train.policy import Policy
+
+PROBE = 64  # tokens
+GIB = 2**30
+
+
+class Tokens(NamedTuple):
+    """Means over rows of the train split: tokens computed, tokens of answers, and the length of a sequence."""
+
+    computed: float
+    answers: float
+    length: float
+
+
+class Size(NamedTuple):
+    """What a model is, holds and computes, counted on fake tensors."""
+
+    parameters: int
+    learning: int
+    width: int
+    vocabulary: int
+    copies: float  # bytes that the layers hold however few the tokens
+    activations: float  # bytes a token
+    flops: float  # of the layers' forward, a token
+    flops_a_position: float  # more for each token that a token sees
+
+
+def plan(options: TrainOptions, data: Path, *, max_steps: int | None, tflops: float) -> list[dict[str, Any]]:
+    """`run.plan` with estimates; `tflops` is the speed that the hardware really reaches, in 10^12 FLOP/s.
+
+    Where model or tokenizer are out of reach, `estimate` says why there is none.
+    """
+    planned = run.plan(options, data, max_steps=max_steps)
+    manifest = manifests.read(data)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            words = run.prepare_tokenizer(options, data, manifest, Path(scratch))
+        return [
+            entry | estimate(size(options, phase, words), sample(data, manifest, words, phase), phase, entry, tflops)
+            for phase, entry in zip(options.phases, planned, strict=True)
+        ]
+    except PrefkitError as error:
+        return [entry | {"estimate": f"none, since {error}"} for entry in planned]
+
+
+def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tflops: float) -> dict[str, Any]:
+    """Memory in GiB, tokens, FLOPs and hours of a phase, by the formulas of the module's docstring."""
+    rows = min(entry["rows"] * entry["epochs"], entry["steps"] * entry["pairs_per_step"])
+    memory = {
+        "weights": 4 * size.parameters,
+        "gradients": 4 * size.learning,
+        "optimizer": 8 * size.learning,
+        "copies": size.copies,
+        "live reference": 4 * size.parameters if entry["reference"] == "live" and phase.lora is None else 0,
+        "activations": activations(size, phase),
+        "head": 8 * min(phase.max_tokens * size.vocabulary, CHUNK_LOGITS) + 4 * phase.max_tokens * size.width,
+    }
+    layers = tokens.computed * (size.flops + size.flops_a_position * tokens.length / 2)
+    forward = layers + 2 * size.width * size.vocabulary * tokens.answers
+    step = forward * (3 if phase.lora is None else 2) + layers * (phase.activation_checkpointing == "full")
+    passes = {"cached": min(rows, entry["rows"]), "live": rows, None: 0}[entry["reference"]]
+    flops = rows * step + passes * forward
+    return {
+        "parameters": size.parameters,
+        "learning": size.learning,
+        "memory_gib": {
+            name: round(value / GIB, 3) for name, value in (memory | {"total": sum(memory.values())}).items()
+        },
+        "tokens": round(rows * tokens.computed),
+        "flops": float(f"{flops:.4g}"),
+        "hours": float(f"{flops / tflops / 1e12 / 3600:.3g}"),
+        "at_tflops": tflops,
+    }
+
+
+def activations(size: Size, phase: Phase) -> float:
+    """Bytes that a bin's layers hold for the backward pass: measured, or at most the GiB that the phase allows."""
+    held = size.activations * phase.max_tokens
+    keeping = phase.activation_checkpointing
+    return held if isinstance(keeping, str) else min(held, keeping * GIB)
+
+
+def size(options: TrainOptions, phase: Phase, words: Any) -> Size:
+    """Count a model of fake tensors; TrainError if its configuration is out of reach, or it needs real ones."""
+    with FakeTensorMode():
+        model = fake(options, words)
+        attention.enable(model)
+        learning = parameters = sum(p.numel() for p in model.parameters())
+        keeping = phase.activation_checkpointing
+        if isinstance(keeping, str):
+            for layer in blocks.decoder_layers(model):
+                blocks.keep(layer, keeping)
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=phase.dtype == "bfloat16")
+        try:
+            copies, held = blocks.bytes_held(model, autocast)
+            flops, more = forward_flops(model)
+        except Exception as error:  # what depends on values has none to depend on: routers of experts, for one
+            raise TrainError(f"{type(model).__name__} cannot be measured without weights: {one_line(error)}") from error
+    if phase.lora is not None:
+        with torch.device("meta"):  # peft moves its weights, which fake tensors do not survive
+            bare = Policy(fake(options, words), torch.device("meta"), phase.dtype, None)
+            learning = sum(p.numel() for p in policy.add_lora(bare, **phase.lora).trained().values())
+    shape = model.get_input_embeddings()
+    return Size(parameters, learning, shape.embedding_dim, shape.num_embeddings, copies, held, flops, more)
+
+
+def fake(options: TrainOptions, words: Any) -> Any:
+    """The model of a pipeline without its weights, made of whatever tensors the context makes."""
+    model = options.model
+    if model.config is not None:
+        return policy.create(model.config, words, seed=0)
+    name = run.located(model.path or "", options.folder)
+    trust = model.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only(name), trust_remote_code=trust)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust)
+    except Exception as error:  # not there, no network, no permission, a broken file: transformers raises anything
+        raise TrainError(f'the configuration of "{name}" cannot be read: {one_line(error)}') from error
+
+
+def forward_flops(model: Any) -> tuple[float, float]:
+    """FLOPs of the layers' forward for a token, and for each token that it sees (attention looks at all, here)."""
+    model.set_attn_implementation("eager")  # whose matrix products the counter knows
+
+    def of(tokens: int) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            backbone(model)(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+        return counter.get_total_flops()
+
+    less, more = of(PROBE), of(2 * PROBE)
+    a_position = (more - 2 * less) / (2 * PROBE**2)
+    return less / PROBE - a_position * PROBE, a_position
+
+
+def sample(data: Path, manifest: Manifest, words: Any, phase: Phase) -> Tokens:
+    """Tokens of a row, from the first rows of the train split."""
+    sft = phase.objective == "sft"
+    shard = manifest.of_split("train")[0].path
+    how = Tokenising(phase.max_length or None, phase.max_length_policy, phase.column if sft else None)
+    counts: Counter[str] = Counter()
+    prompts = chat.answers_of_prompts if sft else chat.pairs_of_prompts
+    built = list(prompts(next(chat.batches_of_prompts(data / shard, how)), words, how, counts, shard))
+    sequences = [sequence for prompt in built for sequence in prompt.sequences]
+    if not sequences:
+        raise TrainError("of the first rows none is left to train on. Raise max_length?")
+    return Tokens(
+        computed=sum(prompt.tree_tokens for prompt in built) / counts["rows"],
+        answers=sum(len(s.tokens) - s.start for s in sequences) / counts["rows"],
+        length=sum(len(s.tokens) for s in sequences) / len(sequences),
+    )

@@ -1,0 +1,140 @@
+"""Estimates against what they estimate: counted models, measured layers, formulas of the literature, whole runs."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+
+from prefkit.cli import main
+from prefkit.config import load_pipeline, shipped_pipelines
+from prefkit.train import attention, blocks, estimate, policy, run, tokenizer
+from prefkit.train.attention import backbone
+from prefkit.train.logps import CHUNK_LOGITS
+from tests.train.datasets_for_tests import TINY, pipeline, toy_pairs, write_data_set
+
+DPO = {"name": "dpo", "objective": "sigmoid", "pairs_per_step": 6}
+LLAMA_3_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "d"
+    rows = toy_pairs(24, answers=3)
+    write_data_set(folder, rows[:54], rows[54:])
+    return folder
+
+
+def planned(data, *phases, **model):
+    options = run.check(pipeline(data, *phases, **model))
+    return estimate.plan(options, data, max_steps=None, tflops=1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("keeping", ["none", "matmuls", "full"])
+def test_counted_and_measured_like_the_real_model(data, dtype, keeping):
+    (entry,) = planned(data, {**DPO, "dtype": dtype, "activation_checkpointing": keeping, "max_tokens": 4096})
+    options = run.check(pipeline(data, DPO))
+    words = tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400)
+    model = policy.create(options.model.config, words, seed=0)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert entry["parameters"] == entry["learning"] == parameters
+    attention.enable(model)
+    for layer in blocks.decoder_layers(model):
+        blocks.keep(layer, keeping)
+    copies, held = blocks.bytes_held(model, lambda: torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"))
+    gib = {name: value * 2**30 for name, value in entry["memory_gib"].items()}
+    near = {"abs": 6e-4 * 2**30}  # three digits of a GiB
+    assert gib["weights"] == pytest.approx(4 * parameters, **near)
+    assert gib["optimizer"] == pytest.approx(8 * parameters, **near)
+    assert gib["activations"] == pytest.approx(held * 4096, **near)
+    assert gib["copies"] == pytest.approx(copies, **near)
+    assert gib["head"] == pytest.approx(8 * min(CHUNK_LOGITS, 4096 * len(words)) + 4 * 4096 * 32, **near)
+
+
+def test_flops_are_those_of_a_counted_step(data):
+    """Of the layers: 6 FLOPs a weight and token, forward and backward, and the attention matrices of each sequence."""
+    options = run.check(pipeline(data, DPO))
+    words = tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400)
+    size = estimate.size(options, options.phases[0], words)
+    model = policy.create(TINY, words, seed=0)
+    model.set_attn_implementation("eager")
+    linear = sum(m.weight.numel() for m in backbone(model).modules() if isinstance(m, torch.nn.Linear))
+    assert size.flops == 2 * linear
+    with FlopCounterMode(display=False) as counter:
+        backbone(model)(input_ids=torch.zeros(1, 100, dtype=torch.long)).last_hidden_state.sum().backward()
+    counted = 3 * 100 * (size.flops + size.flops_a_position * 100)
+    # The first layer's input needs no gradient, but its embedding does; so nothing is left out.
+    assert counter.get_total_flops() == pytest.approx(counted, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_an_8b_model_without_its_weights(data, tmp_path):
+    """8,030,261,248 parameters, and 41,943,040 of a LoRA of rank 16 on all linear layers, are figures known of it."""
+    kept = tmp_path / "words"
+    tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400).save_pretrained(kept)
+    how = {"max_tokens": 8192, "dtype": "bfloat16", "activation_checkpointing": "full"}
+    phases = [{**DPO, **how, "reference": "live"}, {**DPO, **how, "name": "lora", "lora": {"r": 16}}]
+    full, lora = planned(data, *phases, config=LLAMA_3_8B, tokenizer=str(kept))
+    assert full["parameters"] == full["learning"] == 8_030_261_248
+    assert lora["learning"] == 41_943_040
+    weights = 8_030_261_248 * 4 / 2**30
+    assert full["memory_gib"]["weights"] == pytest.approx(weights, abs=1e-3)
+    # Gradients, AdamW and the live reference are what LoRA saves.
+    assert full["memory_gib"]["total"] - lora["memory_gib"]["total"] == pytest.approx(4 * weights, rel=0.01)
+    assert full["flops"] > 6 * 6.9e9 * full["tokens"]
+    assert full["hours"] == pytest.approx(full["flops"] / 1e12 / 3600, rel=0.01)
+
+
+def test_tokens_are_those_of_the_run(data, tmp_path):
+    (entry,) = planned(data, {**DPO, "epochs": 2})
+    report = run.train(pipeline(data, {**DPO, "epochs": 2}), data=data, out=tmp_path / "r")["phases"]["dpo"]
+    assert entry["tokens"] == pytest.approx(report["last_step"]["num_tokens"], rel=0.01)
+    assert entry["steps"] == report["steps"]
+
+
+def test_an_adapter_is_estimated_from_above(data):
+    words = tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400)
+    model = policy.create(TINY | {"hidden_size": 128, "intermediate_size": 256}, words, seed=0)
+    now = policy.Policy(model, torch.device("cpu"), "float32", None)
+    base = blocks.bytes_a_token(model, lambda: torch.autocast("cpu", torch.bfloat16, enabled=False))
+    held = blocks.bytes_a_token(
+        policy.add_lora(now, r=4).model, lambda: torch.autocast("cpu", torch.bfloat16, enabled=False)
+    )
+    assert 0.75 * base < held <= base
+
+
+def test_out_of_reach_is_said(data):
+    (entry,) = planned(data, DPO, path="nobody/no_such_model")
+    assert entry["estimate"].startswith("none, since ")
+    assert "no_such_model" in entry["estimate"]
+    assert entry["steps"] == 9
+
+
+@pytest.mark.parametrize("name", shipped_pipelines())
+def test_every_shipped_pipeline_with_phases_has_a_plan(name, data, tmp_path, capsys):
+    table = load_pipeline(name).table
+    if "train" not in table:
+        pytest.skip("builds pairs alone")
+    config = AutoConfig.for_model("llama", **{key: value for key, value in TINY.items() if key != "model_type"})
+    config.save_pretrained(tmp_path / "model")
+    tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400).save_pretrained(tmp_path / "model")
+    command = ["train", name, "--data", str(data), "--out", str(tmp_path / "r"), "--dry-run"]
+    assert main([*command, "--model", str(tmp_path / "model")]) == 0
+    text = capsys.readouterr().out
+    entries = json.JSONDecoder().raw_decode(text[text.index("\n[") :].strip())[0]
+    assert [entry["phase"] for entry in entries] == [phase.get("name", phase["objective"]) for phase in table["train"]]
+    assert all(entry["memory_gib"]["total"] > 0 and entry["hours"] > 0 for entry in entries)
+    if "model" in table:
+        assert main(command) == 0  # whose model may be out of reach here
+    assert not (tmp_path / "r").exists()
