@@ -120,6 +120,8 @@ def _shared_weight(model: Any) -> Any:
 
 def _hold_frozen_in(model: nn.Module, dtype: torch.dtype, *, but: Tensor | None) -> None:
     """Hold the frozen weights of linear layers in `dtype`, those that it can hold exactly."""
+    if dtype == torch.float32:
+        return  # as they are
     for module in model.modules():
         weight = module.weight if type(module) is nn.Linear else None
         if weight is None or weight.requires_grad or weight is but:

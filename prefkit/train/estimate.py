@@ -5,9 +5,11 @@ what its layers hold and compute is measured on a few such tokens, as `prefkit.t
 exact for any dense architecture, and any size. With N parameters, of which n learn, T = `max_tokens`, and d, V the
 width and the vocabulary:
 
-    weights      4 N bytes, float32
+    weights      4 N bytes, float32; under an adapter 2 for those of linear layers, if the computation and the
+                 model's files are in 16 bits, and 0.516 as NF4 (arXiv:2305.14314)
     gradients    4 n                      AdamW   8 n
-    copies       measured, about 2 N:     bfloat16 weights that autocast keeps for the backward pass
+    copies       measured: weights in bfloat16 that autocast keeps for the backward pass, about 2 N, unless layers
+                 are recomputed whole; none under an adapter, whose weights are in 16 bits already
     live         4 N                      a second model, where `reference = "live"` and there is no adapter
     activations  T x measured             with an adapter up to a fifth less than this; or the GiB that the option gives
     head         8 min(T V, 2^26)         a chunk of logits and its gradient; and 4 T d for the hidden states
@@ -42,6 +44,7 @@ from prefkit import manifest as manifests
 from prefkit.errors import PrefkitError, TrainError, one_line
 from prefkit.manifest import Manifest
 from prefkit.train import attention, blocks, chat, policy, run
+from prefkit.train.adapters import Lora
 from prefkit.train.attention import backbone
 from prefkit.train.chat import Tokenising
 from prefkit.train.hub import local_files_only
@@ -51,6 +54,7 @@ from prefkit.train.policy import Policy
 
 PROBE = 64  # tokens
 GIB = 2**30
+NF4_BYTES = 4.127 / 8  # a weight, with its doubly quantised scales
 
 
 class Tokens(NamedTuple):
@@ -66,6 +70,7 @@ class Size(NamedTuple):
 
     parameters: int
     learning: int
+    linear: int  # parameters of linear layers other than the head
     width: int
     vocabulary: int
     copies: float  # bytes that the layers hold however few the tokens
@@ -96,10 +101,10 @@ def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tf
     """Memory in GiB, tokens, FLOPs and hours of a phase, by the formulas of the module's docstring."""
     rows = min(entry["rows"] * entry["epochs"], entry["steps"] * entry["pairs_per_step"])
     memory = {
-        "weights": 4 * size.parameters,
+        "weights": weights(size, phase),
         "gradients": 4 * size.learning,
         "optimizer": 8 * size.learning,
-        "copies": size.copies,
+        "copies": size.copies if phase.lora is None else 0,
         "live reference": 4 * size.parameters if entry["reference"] == "live" and phase.lora is None else 0,
         "activations": activations(size, phase),
         "head": 8 * min(phase.max_tokens * size.vocabulary, CHUNK_LOGITS) + 4 * phase.max_tokens * size.width,
@@ -120,6 +125,16 @@ def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tf
         "hours": float(f"{flops / tflops / 1e12 / 3600:.3g}"),
         "at_tflops": tflops,
     }
+
+
+def weights(size: Size, phase: Phase) -> float:
+    """Bytes of the weights, those that do not learn in as few as the phase holds them in."""
+    saved = 0.0
+    if phase.lora is not None and phase.lora["quantize"] is not None:
+        saved = 4 - NF4_BYTES
+    elif phase.lora is not None and phase.dtype == "bfloat16":
+        saved = 2
+    return 4 * size.parameters - saved * size.linear
 
 
 def activations(size: Size, phase: Phase) -> float:
@@ -147,10 +162,13 @@ def size(options: TrainOptions, phase: Phase, words: Any) -> Size:
             raise TrainError(f"{type(model).__name__} cannot be measured without weights: {one_line(error)}") from error
     if phase.lora is not None:
         with torch.device("meta"):  # peft moves its weights, which fake tensors do not survive
-            bare = Policy(fake(options, words), torch.device("meta"), phase.dtype, None)
-            learning = sum(p.numel() for p in policy.add_lora(bare, **phase.lora).trained().values())
+            bare = Policy(fake(options, words), torch.device("meta"), "float32", None)
+            learning = sum(p.numel() for p in policy.add_lora(bare, Lora(**phase.lora)).trained().values())
     shape = model.get_input_embeddings()
-    return Size(parameters, learning, shape.embedding_dim, shape.num_embeddings, copies, held, flops, more)
+    head = model.get_output_embeddings()
+    layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    linear = sum(layer.weight.numel() for layer in layers)
+    return Size(parameters, learning, linear, shape.embedding_dim, shape.num_embeddings, copies, held, flops, more)
 
 
 def fake(options: TrainOptions, words: Any) -> Any:
