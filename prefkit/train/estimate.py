@@ -40,10 +40,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prefkit import manifest as manifests
 from prefkit.errors import PrefkitError, TrainError, one_line
 from prefkit.manifest import Manifest
-from prefkit.train import attention, blocks, chat, policy, run
+from prefkit.train import attention, blocks, chat, policy, run, shards
 from prefkit.train.adapters import Lora
 from prefkit.train.attention import backbone
 from prefkit.train.chat import Tokenising
@@ -79,22 +78,23 @@ class Size(NamedTuple):
     flops_a_position: float  # more for each token that a token sees
 
 
-def plan(options: TrainOptions, data: Path, *, max_steps: int | None, tflops: float) -> list[dict[str, Any]]:
+def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflops: float) -> list[dict[str, Any]]:
     """`run.plan` with estimates; `tflops` is the speed that the hardware really reaches, in 10^12 FLOP/s.
 
     Where model or tokenizer are out of reach, `estimate` says why there is none.
     """
     planned = run.plan(options, data, max_steps=max_steps)
-    manifest = manifests.read(data)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            words = run.prepare_tokenizer(options, data, manifest, Path(scratch))
-        return [
-            entry | estimate(size(options, phase, words), sample(data, manifest, words, phase), phase, entry, tflops)
-            for phase, entry in zip(options.phases, planned, strict=True)
-        ]
-    except PrefkitError as error:
-        return [entry | {"estimate": f"none, since {error}"} for entry in planned]
+    manifest = shards.manifest_of(data)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = data if isinstance(data, Path) else shards.mirror(data, manifest, Path(scratch))
+        try:
+            words = run.prepare_tokenizer(options, folder, manifest, Path(scratch))
+            for phase, entry in zip(options.phases, planned, strict=True):
+                tokens = sample(folder, manifest, words, phase)
+                entry |= estimate(size(options, phase, words), tokens, phase, entry, tflops)
+        except PrefkitError as error:
+            return [{**entry, "estimate": f"none, since {error}"} for entry in planned]
+    return planned
 
 
 def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tflops: float) -> dict[str, Any]:
@@ -202,11 +202,11 @@ def forward_flops(model: Any) -> tuple[float, float]:
 def sample(data: Path, manifest: Manifest, words: Any, phase: Phase) -> Tokens:
     """Tokens of a row, from the first rows of the train split."""
     sft = phase.objective == "sft"
-    shard = manifest.of_split("train")[0].path
+    shard = manifest.of_split("train")[0]
     how = Tokenising(phase.max_length or None, phase.max_length_policy, phase.column if sft else None)
     counts: Counter[str] = Counter()
     prompts = chat.answers_of_prompts if sft else chat.pairs_of_prompts
-    built = list(prompts(next(chat.batches_of_prompts(data / shard, how)), words, how, counts, shard))
+    built = list(prompts(next(chat.batches_of_prompts(shards.local(data, shard), how)), words, how, counts, shard.path))
     sequences = [sequence for prompt in built for sequence in prompt.sequences]
     if not sequences:
         raise TrainError("of the first rows none is left to train on. Raise max_length?")

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
+from prefkit import manifest
 from prefkit.cli import main
 from prefkit.config import load_pipeline, shipped_pipelines
 from prefkit.train import attention, blocks, estimate, policy, run, tokenizer
@@ -46,7 +47,7 @@ def planned(data, *phases, **model):
 def test_counted_and_measured_like_the_real_model(data, dtype, keeping):
     (entry,) = planned(data, {**DPO, "dtype": dtype, "activation_checkpointing": keeping, "max_tokens": 4096})
     options = run.check(pipeline(data, DPO))
-    words = tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400)
+    words = tokenizer.train_bpe(data, manifest.read(data), vocab_size=400)
     model = policy.create(options.model.config, words, seed=0)
     parameters = sum(p.numel() for p in model.parameters())
     assert entry["parameters"] == entry["learning"] == parameters
@@ -66,7 +67,7 @@ def test_counted_and_measured_like_the_real_model(data, dtype, keeping):
 def test_flops_are_those_of_a_counted_step(data):
     """Of the layers: 6 FLOPs a weight and token, forward and backward, and the attention matrices of each sequence."""
     options = run.check(pipeline(data, DPO))
-    words = tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400)
+    words = tokenizer.train_bpe(data, manifest.read(data), vocab_size=400)
     size = estimate.size(options, options.phases[0], words)
     model = policy.create(TINY, words, seed=0)
     model.set_attn_implementation("eager")
@@ -83,7 +84,7 @@ def test_flops_are_those_of_a_counted_step(data):
 def test_an_8b_model_without_its_weights(data, tmp_path):
     """8,030,261,248 parameters, and 41,943,040 of a LoRA of rank 16 on all linear layers, are figures known of it."""
     kept = tmp_path / "words"
-    tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400).save_pretrained(kept)
+    tokenizer.train_bpe(data, manifest.read(data), vocab_size=400).save_pretrained(kept)
     how = {"max_tokens": 8192, "dtype": "bfloat16", "activation_checkpointing": "full"}
     phases = [{**DPO, **how, "reference": "live"}, {**DPO, **how, "name": "lora", "lora": {"r": 16}}]
     full, lora = planned(data, *phases, config=LLAMA_3_8B, tokenizer=str(kept))
@@ -107,7 +108,7 @@ def test_tokens_are_those_of_the_run(data, tmp_path):
 
 
 def test_an_adapter_is_estimated_from_above(data):
-    words = tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400)
+    words = tokenizer.train_bpe(data, manifest.read(data), vocab_size=400)
     model = policy.create(TINY | {"hidden_size": 128, "intermediate_size": 256}, words, seed=0)
     now = policy.Policy(model, torch.device("cpu"), "float32", None)
     base = blocks.bytes_a_token(model, lambda: torch.autocast("cpu", torch.bfloat16, enabled=False))
@@ -131,7 +132,7 @@ def test_every_shipped_pipeline_with_phases_has_a_plan(name, data, tmp_path, cap
         pytest.skip("builds pairs alone")
     config = AutoConfig.for_model("llama", **{key: value for key, value in TINY.items() if key != "model_type"})
     config.save_pretrained(tmp_path / "model")
-    tokenizer.train_bpe(data, run.manifests.read(data), vocab_size=400).save_pretrained(tmp_path / "model")
+    tokenizer.train_bpe(data, manifest.read(data), vocab_size=400).save_pretrained(tmp_path / "model")
     command = ["train", name, "--data", str(data), "--out", str(tmp_path / "r"), "--dry-run"]
     assert main([*command, "--model", str(tmp_path / "model")]) == 0
     text = capsys.readouterr().out
