@@ -71,6 +71,34 @@ def test_full_logits_never_exist():
     assert largest == 20 * 500
 
 
+def peak_bytes(function):
+    """The most bytes that the CPU's allocator held at a time beyond those before, temporaries of kernels included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(np.cumsum(changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.5, 30.0)])
+def test_the_head_adds_less_than_a_gibibyte(dtype, scale, cap):
+    """128k words, 16k tokens of width 4096: what a chunk costs is measured, what does not depend on chunks is added."""
+    words, width, tokens, chunk = 4096, 16, 512, 64
+    weight = torch.randn(words, width, dtype=dtype, requires_grad=True)
+    hidden = torch.randn(tokens, width, dtype=dtype, requires_grad=True)
+    targets = torch.randint(words, (tokens,))
+
+    def forward_and_backward():
+        logps._ChunkedLogps.apply(hidden, weight, None, targets, scale, cap, chunk).sum().backward()
+
+    gradients = (weight.numel() + hidden.numel()) * weight.element_size()
+    in_chunks = (peak_bytes(forward_and_backward) - gradients) / (4 * words * chunk)
+    assert 1 < in_chunks < 2.2
+    hidden_and_its_gradient = 2 * 2 * 2**14 * 4096
+    assert in_chunks * 4 * logps.CHUNK_LOGITS + hidden_and_its_gradient < 2**30
+
+
 @pytest.mark.parametrize("name", TREE_MODELS)
 def test_head_is_the_models_own(name):
     check_head(make_model(name))
