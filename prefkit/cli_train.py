@@ -179,8 +179,6 @@ def _evaluate(given: argparse.Namespace) -> int:
 
 def _need_training_half() -> None:
     """Training needs torch and transformers, which a data user does not install."""
-    missing = [
-        name for name in ("torch", "transformers", "peft", "tensorboard") if importlib.util.find_spec(name) is None
-    ]
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"this command needs {missing[0]}: pip install 'prefkit[train]'.")

@@ -52,8 +52,9 @@ class Lora:
 def prepare(model: Any, lora: Lora, dtype: torch.dtype) -> None:
     """What must be done to the start before anything is computed with it: quantise it, if asked.
 
-    TrainError where it cannot be, or where the adapter alone would have no base.
+    TrainError where it cannot be, where the adapter alone would have no base, or without peft.
     """
+    _need_peft("lora")
     if not lora.merge and hasattr(model, "prefkit_adapter"):
         raise TrainError(
             f"lora: merge = false would leave an adapter of {model.prefkit_adapter}, which is a base with an adapter "
@@ -66,6 +67,11 @@ def prepare(model: Any, lora: Lora, dtype: torch.dtype) -> None:
     if not find_spec("bitsandbytes"):
         raise TrainError(f'lora: quantize = "{lora.quantize}" needs bitsandbytes: pip install bitsandbytes.')
     quantise(model, dtype, torch.device("cuda"))
+
+
+def _need_peft(what: str) -> None:
+    if not find_spec("peft"):
+        raise TrainError(f"{what} needs peft: pip install peft.")
 
 
 def quantise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
@@ -194,6 +200,7 @@ def merge_into(model: Any, name: str | Path, *, local_files_only: bool) -> Any:
 
     TrainError for an adapter that is not safetensors, does not fit, or is of a kind that has no sum with its base.
     """
+    _need_peft(f'adapter "{name}"')
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
     try:

@@ -26,10 +26,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
-
-from torch.utils.tensorboard import SummaryWriter
 
 from prefkit.errors import TrainError
 from prefkit.train.alarms import Alarms, Watch
@@ -62,7 +61,7 @@ class Log:
         self._phase = phase
         self._file = open(path, "ab")  # noqa: SIM115 (closed by close())
         self._file.truncate(length)
-        self._events = SummaryWriter(str(out / phase), purge_step=first_step)
+        self._events = _tensorboard(out / phase, first_step, note)
         self._sinks = sinks
         self._note = note
         self._watch = None if alarms is None else Watch(out, phase, alarms, read(out, phase))
@@ -73,7 +72,7 @@ class Log:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         numbers = dict(scalars(figures))
-        for name, value in numbers.items():
+        for name, value in numbers.items() if self._events else ():
             self._events.add_scalar(name, value, step)
         for sink in self._sinks:
             sink({f"{self._phase}/{name}": value for name, value in numbers.items()}, step)
@@ -88,12 +87,24 @@ class Log:
     def length(self) -> int:
         """Bytes written so far, after making sure that they are on the disk."""
         os.fsync(self._file.fileno())
-        self._events.flush()
+        if self._events:
+            self._events.flush()
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        if self._events:
+            self._events.close()
+
+
+def _tensorboard(folder: Path, first_step: int, note: Callable[[str], None]) -> Any:
+    """The writer of TensorBoard's events; None, which is said, where the package is not installed."""
+    if find_spec("tensorboard") is None:
+        note("no TensorBoard events are written, since the package tensorboard is not installed.")
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def scalars(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
