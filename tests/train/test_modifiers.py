@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from prefkit import manifest as manifests
 from prefkit.train import chat, metrics, policy, run
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
@@ -82,7 +83,7 @@ def test_ld_alpha_runs_whatever_the_bins_and_the_reference(data, tmp_path):
 
 
 def examples_of(data, folder, how):
-    manifest = run.manifests.read(data)
+    manifest = manifests.read(data)
     words = run.prepare_tokenizer(run.check(pipeline(data, LD)), data, manifest, folder)
     return Examples.of(chat.tokenise(data, manifest, "train", words, how, cache=folder, progress=Silent()))
 
