@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="send the figures there as well (repeatable)",
     )
     parser.add_argument(
+        "--rank-timeout",
+        type=above_zero,
+        default=1800.0,
+        metavar="SECONDS",
+        help="several processes: how long one waits for another before the run ends (default: 1800)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the checked options, the plan and estimates, and stop"
     )
     parser.add_argument(
@@ -77,6 +85,17 @@ def _place(name: str) -> Path | str:
 
 
 def _train(given: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _train_here(given)
+    _need_training_half()
+    from prefkit.train import parallel
+
+    with parallel.joined(given.rank_timeout):
+        given.quiet = given.quiet or not parallel.is_first()
+        return _train_here(given)
+
+
+def _train_here(given: argparse.Namespace) -> int:
     from prefkit.config import load_pipeline
 
     pipeline = load_pipeline(given.pipeline, given.overrides)

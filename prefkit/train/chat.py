@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from prefkit.errors import TrainError, did_you_mean
+from prefkit.errors import DataError, TrainError, did_you_mean
 from prefkit.manifest import Manifest, Shard
 from prefkit.schema import MESSAGES
-from prefkit.train import shards
+from prefkit.train import parallel, shards
 from prefkit.train.length import Given, Limit, Policy, fit
 from prefkit.train.metrics import Progress
 from prefkit.train.mismatch import with_mismatched
@@ -76,7 +76,7 @@ def cache_folder(data: Path, cache: Path | None, otherwise: Path) -> Path:
 def tokenise(
     data: Path, manifest: Manifest, split: str, tokenizer: Any, how: Tokenising, *, cache: Path, progress: Progress
 ) -> Store:
-    """The token store of one split: opened if it exists under `cache`, else made.
+    """The token store of one split: opened if it exists under `cache`, else made, each rank tokenising some shards.
 
     Raises DataError if a shard's bytes are not those of the manifest, TrainError if the chat template refuses a row,
     or a row is too long and `max_length_policy` is "error".
@@ -84,21 +84,24 @@ def tokenise(
     listed = manifest.of_split(split)
     key = store_key(listed, tokenizer, how)
     folder = cache / f"tokens-{key[:24]}"
-    finished = open_store(folder, key)
-    if finished is None:
+    if not parallel.of_first(open_store(folder, key) is not None):
         folder.mkdir(parents=True, exist_ok=True)
         done = 0
         for number, shard in enumerate(listed):
             target = folder / f"{number:05d}.arrow"
-            if not is_whole(target):
+            if number % parallel.size() == parallel.rank() and not is_whole(target):
                 if target.exists():
                     progress.note(f"{target}: damaged, so it is made again.")
                 write_shard(data, shard, tokenizer, how, target)
             done += shard.rows
             progress.update(f"tokenising {split}", done, manifest.rows(split), "rows")
-        finish_store(folder, split, [f"{number:05d}.arrow" for number in range(len(listed))])
-        finished = open_store(folder, key)
-        assert finished is not None, "what was just written can be opened"
+        parallel.wait()
+        with parallel.first_before_others():
+            if parallel.is_first():
+                finish_store(folder, split, [f"{number:05d}.arrow" for number in range(len(listed))])
+    finished = open_store(folder, key)
+    if finished is None:
+        raise DataError(f"{folder}: what one rank wrote, another does not find. All nodes must share this folder.")
     return finished
 
 

@@ -4,7 +4,14 @@ RUN/<phase>/checkpoints/step-00000100/ holds `weights.safetensors` (the paramete
 adapter), `optimizer.safetensors` (AdamW's two moments and step count of each), and `state.json` (the step, the
 counters, the length of the metrics log, and hashes of what the phase was made from: start weights, tokens).
 Schedule, order of the data and reference are functions of the options and the step, so nothing else is needed; the
-random state goes along for LoRA's dropout. A folder is written under another name, flushed to disk, and renamed: one
+random state goes along for LoRA's dropout.
+
+Ranks that hold a part of every weight each write it themselves, as `weights-00002-of-00004.safetensors`, whose rows
+follow those of the file before; a rank reads the rows that are its own now, so a run goes on with any number of ranks.
+torch.distributed.checkpoint would do the same, but its own format loads its metadata by pickle, and its safetensors
+format has changed between versions of torch; rows in order need neither.
+
+A folder is written under another name, flushed to disk, and renamed: one
 that has its name is complete. `SHA256SUMS` tells whether it still is what was written: the newest one is compared
 before anything of it is used. Only tensors and JSON are read back, never pickles.
 """
@@ -16,16 +23,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from prefkit.errors import TrainError
-from prefkit.train import files
+from prefkit.train import files, parallel
 from prefkit.train.policy import Policy
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -37,7 +46,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     It also gets the SHA-256 sums of its files.
     """
-    temporary = target.with_name(target.name + ".tmp")
+    temporary = _temporary(target)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -55,13 +64,39 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def _temporary(target: Path) -> Path:
+    return target.with_name(target.name + ".tmp")
+
+
 def save(
     folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
 ) -> None:
-    """Write the checkpoint of `step`, then delete all but the last `keep`."""
+    """Write the checkpoint of `step`, each rank its part, then delete all but the last `keep`."""
+    with _folder_of_all_ranks(folder / f"step-{step:08d}") as target:
+        if policy.sharded or parallel.is_first():
+            _write_part(target, policy, optimizer)
+        if parallel.is_first():
+            (target / "state.json").write_text(json.dumps({"step": step, **state}))
+    if parallel.is_first():
+        for old in _finished(folder)[:-keep]:
+            _remove(old)
+
+
+@contextmanager
+def _folder_of_all_ranks(target: Path) -> Iterator[Path]:
+    """`whole_folder` for all ranks to write into: the first makes it, and puts it into place when all are done."""
+    with whole_folder(target) if parallel.is_first() else nullcontext(_temporary(target)) as folder:
+        parallel.wait()  # the folder is there
+        yield folder
+        parallel.wait()  # all have written
+
+
+def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+    """What this rank holds of weights and moments, and its random state."""
     parameters = policy.trained()
+    weights = {name: parallel.local(p.detach()).cpu().contiguous() for name, p in parameters.items()}
     moments = {
-        f"{name}.{moment}": optimizer.state[parameter][moment].cpu()
+        f"{name}.{moment}": parallel.local(optimizer.state[parameter][moment]).cpu()
         for name, parameter in parameters.items()
         if parameter in optimizer.state  # empty before the first step
         for moment in MOMENTS
@@ -69,14 +104,12 @@ def save(
     random = {"random_state": torch.get_rng_state()}
     if policy.device.type == "cuda":
         random["cuda_random_state"] = torch.cuda.get_rng_state()
-    with whole_folder(folder / f"step-{step:08d}") as target:
-        save_file(
-            {name: p.detach().cpu().contiguous() for name, p in parameters.items()}, target / "weights.safetensors"
-        )
-        save_file({**moments, **random}, target / "optimizer.safetensors")
-        (target / "state.json").write_text(json.dumps({"step": step, **state}))
-    for old in _finished(folder)[:-keep]:
-        _remove(old)
+    parts = parallel.size() if policy.sharded else 1
+    part = "" if parts == 1 else f"-{parallel.rank() + 1:05d}-of-{parts:05d}"
+    for name, tensors in (("weights", weights), ("optimizer", {**moments, **random})):
+        with files.naming(target):
+            save_file(tensors, target / f"{name}{part}.safetensors")
+        _flush(target / f"{name}{part}.safetensors")
 
 
 def settle(folder: Path, note: Callable[[str], None]) -> None:
@@ -106,21 +139,38 @@ def latest_state(folder: Path) -> dict[str, Any] | None:
 def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Put weights, optimiser and random state of the newest checkpoint into place."""
     newest = _finished(folder)[-1]
-    weights = load_file(newest / "weights.safetensors")
-    tensors = load_file(newest / "optimizer.safetensors")
+    weights, optimised = (
+        [safe_open(path, "pt") for path in sorted(newest.glob(f"{kind}*.safetensors"))]
+        for kind in ("weights", "optimizer")
+    )
     parameters = policy.trained()
-    assert weights.keys() == parameters.keys(), "the options are the run's own, so the parameters must be"
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    assert set(weights[0].keys()) == parameters.keys(), "the options are the run's own, so the parameters must be"
+    stepped = {*optimised[0].keys()}
     for name, parameter in parameters.items():
-        if f"{name}.step" in tensors:
+        _read_rows(weights, name, parameter)
+        if f"{name}.step" in stepped:
+            moments = {moment: torch.empty_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+            for moment, tensor in moments.items():
+                _read_rows(optimised, f"{name}.{moment}", tensor)
             # AdamW keeps its step count on the CPU unless it is fused on a GPU; `load_state_dict` knows where.
-            optimizer.state[parameter] = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
+            optimizer.state[parameter] = {**moments, "step": optimised[0].get_tensor(f"{name}.step")}
     optimizer.load_state_dict(optimizer.state_dict())
-    torch.set_rng_state(tensors["random_state"])
+    torch.set_rng_state(optimised[0].get_tensor("random_state"))
     if policy.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["cuda_random_state"])
+        torch.cuda.set_rng_state(optimised[0].get_tensor("cuda_random_state"))
+
+
+@torch.no_grad()
+def _read_rows(parts: list[Any], name: str, into: Tensor) -> None:
+    """Fill what this rank holds of a tensor from the files that its rows were dealt to."""
+    wanted, target, before = parallel.rows_of(into), parallel.local(into), 0
+    for part in parts:
+        rows = part.get_slice(name)
+        length = rows.get_shape()[0]
+        first, end = max(wanted.start, before), min(wanted.stop, before + length)
+        if first < end:
+            target[first - wanted.start : end - wanted.start] = rows[first - before : end - before]
+        before += length
 
 
 def _remove(path: Path) -> None:

@@ -6,6 +6,8 @@ or an answer in supervised fine-tuning.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 
@@ -61,8 +63,31 @@ class Examples:
         """Tokens of each prompt's tree."""
         return np.concatenate([np.zeros(0, np.int32), *(shard.tree_tokens for shard in self.shards)])
 
+    def tree_sizes(self, prompt: int, max_tokens: int) -> list[int]:
+        """Tokens of each of `trees`; the prompt's rows are read only where examples are left out or a tree is split."""
+        shard, local = self._locate(prompt)
+        size = int(self.shards[shard].tree_tokens[local])
+        if self.kept is None and size <= max_tokens:
+            return [size]
+        return [tree.size for tree in self.trees(prompt, max_tokens)]
+
+    def counts_of(self, prompt: int) -> Counts:
+        """What a prompt adds to a step; its tokens are not read."""
+        members = self._members(prompt)
+        lengths = np.array([len(sequence.tokens) for sequence in members.sequences], dtype=np.int64)
+        return Counts(
+            pairs=len(members.pairs),
+            sequences=len(lengths),
+            completion_tokens=int(lengths.sum()) - sum(sequence.start for sequence in members.sequences),
+            sequence_tokens=int(lengths.sum()),
+            pair_tokens=int(lengths[members.pairs].sum()),
+        )
+
     def trees(self, prompt: int, max_tokens: int) -> list[Tree]:
         """The token trees of a prompt: one, or more to fit `max_tokens`; rows are numbered through all shards."""
+        return split_tree(**self._members(prompt)._asdict(), max_tokens=max_tokens)
+
+    def _members(self, prompt: int) -> Members:
         shard, local = self._locate(prompt)
         view = self.shards[shard]
         sequences, first = view.sequences_of(local)
@@ -79,9 +104,7 @@ class Examples:
             if len(pairs):
                 pairs, along = np.hsplit(np.searchsorted(used, groups[stays]), 2)
                 pair_rows = pair_rows[stays]
-        return split_tree(
-            sequences, pairs, pair_rows=pair_rows, sequence_rows=sequence_rows, max_tokens=max_tokens, along=along
-        )
+        return Members(sequences, pairs, pair_rows, sequence_rows, along)
 
     def sequences_of(self, prompts: np.ndarray) -> np.ndarray:
         """Numbers of all sequences of some prompts."""
@@ -138,6 +161,26 @@ class Examples:
     def _locate(self, prompt: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.prompt_base, prompt, side="right")) - 1
         return shard, int(prompt - self.prompt_base[shard])
+
+
+class Members(NamedTuple):
+    """What is kept of a prompt, as `split_tree` takes it; rows are numbered through all shards."""
+
+    sequences: list[Sequence]
+    pairs: np.ndarray
+    pair_rows: np.ndarray
+    sequence_rows: np.ndarray
+    along: np.ndarray
+
+
+class Counts(NamedTuple):
+    """How much there is of some prompts; `pair_tokens` takes both sides of every pair for sequences of their own."""
+
+    pairs: int
+    sequences: int
+    completion_tokens: int
+    sequence_tokens: int
+    pair_tokens: int
 
 
 class ShardView:

@@ -2,7 +2,8 @@
 
 Weights are float32 safetensors, as trained, so that the next phase and the reference start from exactly these
 numbers. A LoRA adapter is merged into them, and kept in `adapter/`; or it is left alone, if the phase asks for that, as
-peft writes it. The folder appears at once or not at all.
+peft writes it. The folder appears at once or not at all. Weights that are dealt to ranks are gathered one by one in the
+first rank's main memory, 4 bytes a parameter.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prefkit.train import adapters
+import torch
+from torch import Tensor
+
+from prefkit.train import adapters, parallel
 from prefkit.train.checkpoint import whole_folder
 from prefkit.train.options import TrainOptions
 from prefkit.train.policy import Policy, own_config
@@ -19,10 +23,19 @@ from prefkit.train.policy import Policy, own_config
 SHOWN = ("loss", "logps/accuracies", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
 
-def export(policy: Policy, tokenizer: Any, target: Path, card: str, *, merge: bool = True) -> None:
+def export(
+    policy: Policy,
+    tokenizer: Any,
+    target: Path,
+    card: str,
+    *,
+    merge: bool = True,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Write model, tokenizer, generation settings and model card to `target`.
 
-    A policy with an adapter is merged, and so spent; or, unless `merge`, the adapter alone is written.
+    A policy with an adapter is merged, and so spent; or, unless `merge`, the adapter alone is written. A sharded policy
+    needs its whole `weights`.
     """
     model = policy.model
     with whole_folder(target) as folder, own_config(model):
@@ -33,9 +46,23 @@ def export(policy: Policy, tokenizer: Any, target: Path, card: str, *, merge: bo
             settings = model.generation_config
             if settings is not None and settings.eos_token_id is None:
                 settings.eos_token_id = tokenizer.eos_token_id
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def gathered(policy: Policy) -> dict[str, Tensor] | None:
+    """The whole weights of a sharded policy in main memory, what is tied still tied; on the first rank alone."""
+    if not policy.sharded:
+        return None
+    seen: dict[int, Tensor] = {}
+    weights = {}
+    for name, tensor in policy.model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            whole = parallel.whole(tensor.detach())
+            seen[id(tensor)] = whole.cpu() if parallel.is_first() else torch.empty(0)
+        weights[name] = seen[id(tensor)]
+    return weights if parallel.is_first() else None
 
 
 def model_card(options: TrainOptions, data_hash: str, reports: dict[str, Any], version: str) -> str:

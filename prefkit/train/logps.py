@@ -69,7 +69,8 @@ def padded_token_logps(
     token that several sequences share is read off the last of them.
     """
     _check_positions(model, bin)
-    rows_QL = pad_sequence([bin.input_ids_1T[0, path] for path in _sequence_paths(bin)], batch_first=True)
+    rows = [bin.input_ids_1T[0, path] for path in _sequence_paths(bin)] or [bin.input_ids_1T[0]]
+    rows_QL = pad_sequence(rows, batch_first=True)
     lengths_Q = bin.sequence_length_Q
     first_E = (lengths_Q.cumsum(0) - lengths_Q).repeat_interleave(lengths_Q)
     source_E = torch.arange(len(first_E), device=first_E.device) - first_E
@@ -88,6 +89,8 @@ def padded_token_logps(
 
 def sequence_sums(token_logps_C: Tensor, bin: Bin) -> Tensor:
     """Summed log-probability of each sequence's completion [Q]."""
+    if not len(bin.sequence_length_Q):
+        return token_logps_C  # nothing as well, which `segment_reduce` does not take; it keeps the graph
     return torch.segment_reduce(
         token_logps_C.index_select(0, bin.incidence_entry_E), "sum", lengths=bin.sequence_length_Q
     )

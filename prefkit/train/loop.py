@@ -1,9 +1,10 @@
 """The optimiser steps of one phase: bins forward and backward, the step's exact gradient, metrics, checkpoints.
 
-A step's bins go through one after another; each adds its part of the gradient of the step's mean loss. Then the
-gradient is clipped, checked to be finite, and applied: the weights are never spoilt by a NaN, and the error names the
-pairs that made it. At the first step the policy still is the reference, so the loss must have a known value; if it
-has not, the cached log-probabilities are another model's, and the run stops.
+A step's bins go through one after another, on each rank its own; each adds its part of the gradient of the step's mean
+loss. What decides how the run goes on (the loss, a signal) is told to all ranks first, so that all decide alike.
+Then the gradient is clipped, checked to be finite, and applied: the weights are never spoilt by a NaN, and the error
+names the pairs that made it. At the first step the policy still is the reference, so the loss must have a known value;
+if it has not, the cached log-probabilities are another model's, and the run stops.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest
-from prefkit.train import checkpoint, evaluate, metrics, reference, shards, whole_step
+from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, whole_step
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import Progress
 from prefkit.train.objective import BinLoss, Preference, Supervised
@@ -89,7 +90,7 @@ class Loop:
     steps: int
     reference: ReferenceOf | None
     tested: Tested | None
-    log: metrics.Log
+    log: metrics.Log | metrics.NoLog
     samples: Samples | None
     memory: list[Tensor | None]  # what the losses remember of the steps so far, one a loss; goes into checkpoints
 
@@ -127,9 +128,11 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
         evaluate_now(loop, 0)
         sample_now(loop, 0)
     with interruptible() as interrupted:
-        for at in range(state["step"], state["step"] if loop.log.stopped else loop.steps):
+        [alarmed] = parallel.any_rank(loop.log.stopped)
+        for at in range(state["step"], state["step"] if alarmed else loop.steps):
             started = time.perf_counter()
-            step = make_step(loop.train_set.examples, loop.order.prompts(at), phase.max_tokens)
+            prompts = loop.order.prompts(at)
+            step = make_step(loop.train_set.examples, prompts, phase.max_tokens, parallel.rank(), parallel.size())
             figures = train_step(loop, step, at)
             seconds = time.perf_counter() - started
             tokens += step.tokens
@@ -137,12 +140,14 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             speed = {"pairs_per_second": step.examples / seconds, "tokens_per_second": step.tokens / seconds}
             loop.log.write(done, {"epoch": loop.order.epoch(done), **figures, "num_tokens": tokens, **speed})
             progress.update(phase.name, done, loop.steps, in_short(figures, speed))
-            last, stop = done == loop.steps or loop.log.stopped, interrupted()
+            alarmed, stop = parallel.any_rank(loop.log.stopped, interrupted())
+            last = done == loop.steps or alarmed
             if last:
                 check_weights(loop)
             if last or (phase.eval_every and done % phase.eval_every == 0):
                 evaluate_now(loop, done)
-                last |= loop.log.stopped
+                [alarmed] = parallel.any_rank(loop.log.stopped)
+                last |= alarmed
             if last or (loop.samples and done % loop.samples.options.every == 0):
                 sample_now(loop, done)
             if last or done % phase.checkpoint_every == 0 or stop:
@@ -154,7 +159,7 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
                 raise KeyboardInterrupt(
                     f"stopped after step {done} of {loop.steps} of {phase.name}; go on with --resume"
                 )
-            if loop.log.stopped:
+            if alarmed:
                 progress.note(f"{phase.name} ends after step {done} of {loop.steps}, as alarms.stop asks.")
                 break
 
@@ -181,10 +186,11 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
         results = [whole_step.backward(loop.objective, loop.policy, loop.reference, step, loop.memory)]
     else:
         results = [backward(loop, bin.to(loop.policy.device), step) for bin in step.bins]
-    parameters = loop.policy.trained().values()
+    parameters = list(loop.policy.trained().values())
+    parallel.sum_gradients(parameters)
     limit = loop.phase.max_grad_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
-    sums = torch.stack([result.figures_NP.sum(1) for result in results]).sum(0).tolist()
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
+    sums = parallel.summed(torch.stack([result.figures_NP.sum(1) for result in results]).sum(0).double().cpu()).tolist()
     figures = {name: value / step.examples for name, value in zip(loop.objective.names, sums, strict=True)}
     if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
         raise not_finite(loop, step, results, at)
@@ -200,7 +206,7 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
         "grad_norm": norm,
         "learning_rate": rate,
         "pairs": step.examples,
-        "packing_efficiency": step.tokens / (len(step.bins) * loop.phase.max_tokens),
+        "packing_efficiency": step.tokens / (len(step.bins) * parallel.size() * loop.phase.max_tokens),
         "sharing_factor": step.separate_tokens / step.tokens,
     }
 
@@ -220,7 +226,7 @@ def check_start(loop: Loop, loss: float, results: list[BinLoss], step: Step) -> 
     sums = [result.expected for result in results if result.expected is not None]
     if not sums:
         return
-    expected = torch.stack(sums).sum().item() / step.examples
+    expected = parallel.summed(torch.stack(sums).sum().double().cpu()).item() / step.examples
     if abs(loss - expected) > START_TOLERANCE[loop.phase.dtype] * max(1.0, abs(expected)):
         raise TrainError(
             f"{loop.phase.name}: the loss of the first step is {loss:.5f}, but must be {expected:.5f}, since the "
@@ -231,7 +237,8 @@ def check_start(loop: Loop, loss: float, results: list[BinLoss], step: Step) -> 
 
 def check_weights(loop: Loop) -> None:
     """The last update, which no later step would notice: TrainError if it spoilt the weights."""
-    if not all(bool(parameter.isfinite().all()) for parameter in loop.policy.trained().values()):
+    mine = all(bool(parallel.local(parameter).isfinite().all()) for parameter in loop.policy.trained().values())
+    if not all(parallel.gathered(mine)):
         raise TrainError(f"{loop.phase.name}: the last step made weights that are not finite. Lower learning_rate.")
 
 
@@ -239,16 +246,14 @@ def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> Train
     """The error that names the pairs of a step whose loss or gradient is NaN or infinite."""
     examples = loop.train_set.examples
     preferences = isinstance(loop.objective, Preference)
-    rows = torch.cat([bin.pair_rows_P if preferences else bin.sequence_rows_Q for bin in step.bins])
+    mine = torch.cat([bin.pair_rows_P if preferences else bin.sequence_rows_Q for bin in step.bins])
     losses = torch.cat([result.figures_NP[0].cpu() for result in results])
-    bad = rows[~losses.isfinite()].tolist()
+    ranks = parallel.gathered([mine.tolist(), mine[~losses.isfinite()].tolist()])
+    rows, bad = (sorted(row for rank in ranks for row in rank[which]) for which in (0, 1))
     what = "the loss" if bad else "the gradient"
     named = pair_ids(
         loop.job,
-        [
-            (examples.origin_of_pair if preferences else examples.origin_of_sequence)(row)
-            for row in bad or rows.tolist()
-        ],
+        [(examples.origin_of_pair if preferences else examples.origin_of_sequence)(row) for row in bad or rows],
     )
     shown = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
     return TrainError(

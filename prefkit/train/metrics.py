@@ -12,7 +12,7 @@ each on the test split. Besides:
     longer/data, longer/policy            how often the longer answer is the chosen one, and how often the policy's
                                           rewards prefer it
     pairs_per_second, tokens_per_second   of this step alone, from reading its rows to the updated weights
-    packing_efficiency                    tokens computed / (bins x max_tokens)
+    packing_efficiency                    tokens computed / (bins x max_tokens), over the bins of all ranks
     sharing_factor                        tokens of both full sequences of every pair, unpadded / tokens computed
 
 All of them but those in `TIMING` are functions of the data, the options and the seed: a run that was killed and
@@ -105,6 +105,21 @@ def _tensorboard(folder: Path, first_step: int, note: Callable[[str], None]) -> 
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=first_step)
+
+
+class NoLog:
+    """The log of a rank that is not the first."""
+
+    stopped = False
+
+    def write(self, step: int, figures: Mapping[str, Any]) -> None:
+        pass
+
+    def length(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
 
 
 def scalars(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:

@@ -73,6 +73,7 @@ class Phase:
     attention: Kernel = "auto"  # varlen: one flash call a layer, CUDA and bfloat16; sdpa: one call a segment, anywhere
     lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora, quantize, merge: adapters.py
     activation_checkpointing: Keeping = "none"  # matmuls, full: what to keep; or GiB for the activations of a bin
+    cpu_offload: bool = False  # full training: weights, gradients and AdamW's state stay in main memory; slow
     compile: bool = False  # the layers, once for all bins
     seed: Seed = 0  # of the order of the data, and of LoRA
     shuffle_window: Count = 16  # how many shards are shuffled together
@@ -181,6 +182,8 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
         phase = dataclasses.replace(phase, samples=taken)
     lacking = {name: figure in foreign for name, figure in ALARMS_NEED.items()}
     phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
+    if phase.lora is not None and phase.cpu_offload:
+        raise UsageError(f'{where}: option "cpu_offload" has no effect with lora.')
     _check_name(phase.name, where)
     if phase.compile and phase.activation_checkpointing == "matmuls":
         raise UsageError(

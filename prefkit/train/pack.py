@@ -309,7 +309,7 @@ class Layout:
     pair_rows_P: Tensor
 
     @classmethod
-    def of(cls, bins: Seq[Bin]) -> Layout:
+    def of(cls, bins: Seq[Bin | Layout]) -> Layout:
         """All sequences of some bins in turn; pairs in the order of their rows, whatever bins they stand in."""
         shifts = _offsets([len(bin.sequence_length_Q) for bin in bins])
         pairs_P2 = torch.cat([bin.pairs_P2 + shift for bin, shift in zip(bins, shifts, strict=True)])

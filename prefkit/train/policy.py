@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from prefkit.errors import TrainError, UsageError, did_you_mean, one_line
-from prefkit.train import adapters, attention, blocks
+from prefkit.train import adapters, attention, blocks, parallel
 from prefkit.train.adapters import Lora
 from prefkit.train.hub import local_files_only
 from prefkit.train.logps import check_head, padded_token_logps, sequence_sums, token_logps
@@ -41,12 +41,16 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Policy:
-    """A model ready for log-probabilities. `padded_because`: why it takes the padded path instead of token trees."""
+    """A model ready for log-probabilities. `padded_because`: why it takes the padded path instead of token trees.
+
+    `sharded`: each rank holds a part of every weight, so all of them must make the same calls.
+    """
 
     model: Any
     device: torch.device
     dtype: Dtype
     padded_because: str | None
+    sharded: bool = False
 
     def sequence_logps(self, bin: Bin) -> Tensor:
         """Summed log-probability of the completion of each sequence of a bin, float32."""
@@ -147,12 +151,15 @@ def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
         raise UsageError(f"[model] config: no {model_type} can be made of these values: {reason}") from error
 
 
-def ready(model: Any, *, dtype: Dtype, kernel: attention.Kernel = "auto") -> Policy:
-    """Put a model on the device, without dropout, with tree attention where it can have it."""
+def ready(model: Any, *, dtype: Dtype, kernel: attention.Kernel = "auto", to_shard: bool = False) -> Policy:
+    """Put a model on the device, without dropout, with tree attention where it can have it.
+
+    One that is `to_shard` stays in main memory: the whole of it may not fit the device.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     without_dropout(model)
     check_head(model)
-    _check_no_noise(model.to(device))
+    _check_no_noise(model if to_shard else model.to(device))
     padded_because = attention.supports(model)
     if padded_because is None:
         attention.enable(model, attention.choose(kernel, device, getattr(torch, dtype)))
@@ -161,11 +168,18 @@ def ready(model: Any, *, dtype: Dtype, kernel: attention.Kernel = "auto") -> Pol
     return Policy(model, device, dtype, padded_because)
 
 
+def shard(whole: Policy, *, cpu_offload: bool) -> Policy:
+    """Deal the weights of a policy to all ranks; with `cpu_offload` they stay in main memory but for a layer."""
+    low_precision = whole.dtype == "bfloat16"
+    parallel.shard(whole.model, whole.device, low_precision=low_precision, cpu_offload=cpu_offload)
+    return replace(whole, sharded=True)
+
+
 def frozen_copy(policy: Policy) -> Policy:
     """A copy that does not learn: the live reference."""
     model = copy.deepcopy(policy.model).eval().requires_grad_(False)
     blocks.plain(model)
-    return Policy(model, policy.device, policy.dtype, policy.padded_because)
+    return replace(policy, model=model)
 
 
 @contextlib.contextmanager
@@ -247,7 +261,8 @@ def weights_hash(model: Any) -> str:
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         scales = getattr(parameter, "quant_state", None)  # of a 4-bit weight, whose codes alone say little
         for tensor in (parameter, *(scales.as_dict(packed=True).values() if scales else ())):
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            of_all = parallel.whole(tensor.detach())
+            digest.update(of_all.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

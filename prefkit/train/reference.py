@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from prefkit.errors import TrainError
+from prefkit.train import parallel
 from prefkit.train.examples import Examples
 from prefkit.train.files import naming, scratch
 from prefkit.train.metrics import Progress
@@ -49,19 +50,23 @@ def compute(
 ) -> np.ndarray:
     """Summed log-probability of the completion of every sequence of a token store, float32, by running the model.
 
-    With `prompts`, of their sequences alone; the others get NaN.
+    With `prompts`, of their sequences alone; the others get NaN. Each rank computes its share, and all get the result.
     """
     prompts = np.arange(examples.prompts) if prompts is None else prompts
-    logps = np.full(examples.sequences, np.nan, dtype=np.float32)
+    sums, times = np.zeros((2, examples.sequences), dtype=np.float32)
     training = policy.model.training
     policy.model.eval()
     for first in range(0, len(prompts), PROMPTS_A_BATCH):
         batch = prompts[first : first + PROMPTS_A_BATCH]
-        for bin in make_step(examples, batch, max_tokens).bins:
-            logps[bin.sequence_rows_Q.numpy()] = policy.sequence_logps(bin).cpu().numpy()
+        for bin in make_step(examples, batch, max_tokens, parallel.rank(), parallel.size()).bins:
+            rows = bin.sequence_rows_Q.numpy()
+            np.add.at(sums, rows, policy.sequence_logps(bin).cpu().numpy())
+            np.add.at(times, rows, 1)  # more than one where a prompt was split, and two parts need the sequence
         progress.update(stage, first + len(batch), len(prompts), "prompts")
     policy.model.train(training)
-    return logps
+    for array in (sums, times):
+        parallel.summed(torch.from_numpy(array))
+    return np.divide(sums, times, out=np.full_like(sums, np.nan), where=times > 0)
 
 
 def cached(
@@ -74,7 +79,10 @@ def cached(
     cache: Path,
     progress: Progress,
 ) -> np.ndarray:
-    """What `compute` gives, from the cache if it was computed before by these weights on these tokens."""
+    """What `compute` gives, from the cache if it was computed before by these weights on these tokens.
+
+    The first rank looks and writes, for all of them.
+    """
     of_all = prompts is None or len(np.unique(prompts)) == examples.prompts
     prompts = np.arange(examples.prompts) if prompts is None or of_all else np.unique(prompts)
     parts = [FORMAT, weights_hash(policy.model), store.key, policy.dtype, bool(policy.padded_because)]
@@ -87,9 +95,12 @@ def cached(
         path = (folder / name).with_suffix(".safetensors")
         shard, base = examples.shard(number), examples.prompt_base[number]
         mine = prompts[(prompts >= base) & (prompts < base + shard.prompts)] - base
-        if not path.exists():
+        if not parallel.of_first(path.exists()):
             stage = f"reference, {store.split} {number + 1}/{len(store.files)}"
-            _write(path, compute(policy, shard, max_tokens, prompts=mine, progress=progress, stage=stage))
+            computed = compute(policy, shard, max_tokens, prompts=mine, progress=progress, stage=stage)
+            with parallel.first_before_others():
+                if parallel.is_first():
+                    _write(path, computed)
         arrays.append(_complete(path, shard, mine))
     return np.concatenate(arrays)
 

@@ -19,13 +19,12 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from prefkit import __version__, resolve
 from prefkit.config import Pipeline
@@ -33,14 +32,14 @@ from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.train import (
     adapters,
-    blocks,
     chat,
     checkpoint,
     export,
     files,
+    learner,
     metrics,
+    parallel,
     policy,
-    reference,
     samples,
     sampling,
     shards,
@@ -52,12 +51,10 @@ from prefkit.train.alarms import Alarms
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
 from prefkit.train.examples import Examples
-from prefkit.train.loop import Job, Loop, ReferenceOf, SplitData, Tested, make_optimizer, run_steps
+from prefkit.train.loop import Job, Loop, SplitData, Tested, make_optimizer, run_steps
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, check
-from prefkit.train.pack import Bin
-from prefkit.train.policy import Policy
 from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.stream import Plan
 from prefkit.train.terms import Weighted
@@ -93,11 +90,13 @@ def train(
     manifest = shards.manifest_of(data)
     if not manifest.rows("train"):
         raise DataError(f"{data}: the train split has no pairs, so there is nothing to learn from.")
-    progress = progress or Silent()
-    with (
-        claimed(out, options, manifest, max_steps, resume=resume),
-        sinks.opened(log_to, out, options.table(), progress.note) as writers,
-    ):
+    progress = (progress if parallel.is_first() else None) or Silent()
+    with ExitStack() as of_first:
+        writers: Sequence[sinks.Write] = ()
+        if parallel.is_first():
+            of_first.enter_context(claimed(out, options, manifest, max_steps, resume=resume))
+            writers = of_first.enter_context(sinks.opened(log_to, out, options.table(), progress.note))
+        parallel.alike({"the options": options.table(), "the data set": manifest.data_hash, "max_steps": max_steps})
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or out / "cache", shard_cache)
         return run_phases(options, manifest, folder, out, cache, max_steps, writers, progress)
 
@@ -115,12 +114,13 @@ def run_phases(
     """All phases that are not finished yet, in turn; returns what `train` does."""
     policy.quiet_transformers()
     torch.set_flush_denormal(True)  # tiny gradients otherwise reach denormals, which halve the speed of a CPU
-    words = prepare_tokenizer(options, data, manifest, out)
-    cache = chat.cache_folder(data, cache, out / "cache")
+    with parallel.first_before_others():
+        words = prepare_tokenizer(options, data, manifest, out)
+    cache = Path(parallel.of_first(str(chat.cache_folder(data, cache, out / "cache"))))
     job = Job(options, data, manifest, out, cache, words, max_steps, writers, progress)
     finished = {phase.name: out / phase.name / "phase.json" for phase in options.phases}
     for number, (name, file) in enumerate(finished.items()):
-        if file.exists():
+        if parallel.of_first(file.exists()):
             check_unchanged(job, name, read_report(file)["made_from"], vocabulary(job))
         else:
             run_phase(job, number)
@@ -202,39 +202,29 @@ def run_phase(job: Job, number: int) -> None:
     train_set, order = make_plan(job, phase, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
-    now = policy.ready(start, dtype=phase.dtype, kernel=phase.attention)
-    if now.padded_because:
-        job.progress.note(f"{phase.name}: padded batches, not token trees, since {now.padded_because}.")
+    now = learner.ready(job, phase, start)
     made_from = {
         "the model it started from": policy.weights_hash(start),
         **vocabulary(job),
         "the tokens of train": train_set.store.key,
         "the tokens of test": test_set and test_set.store.key,
     }
+    parallel.alike(made_from)
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
-    now, of_train, of_test = with_reference(job, phase, objective, now, train_set, test_set, prompts)
-    budget: dict[str, Any] = {"max_tokens": phase.max_tokens, "autocast": now.autocast}
-    if said := blocks.prepare(now.model, phase.activation_checkpointing, compiled=phase.compile, **budget):
-        job.progress.note(f"{phase.name}: {said}.")
+    now, of_train, of_test = learner.with_reference(job, phase, objective, now, train_set, test_set, prompts)
     optimizer = make_optimizer(now, phase)
-    checkpoint.settle(folder / "checkpoints", job.progress.note)
-    state = checkpoint.latest_state(folder / "checkpoints")
+    with parallel.first_before_others():
+        if parallel.is_first():
+            checkpoint.settle(folder / "checkpoints", job.progress.note)
+    state = parallel.of_first(checkpoint.latest_state(folder / "checkpoints"))
     if state is None:
         written = finished_bytes(job, number)
         state = {"step": 0, "num_tokens": 0, "metrics_bytes": written, "memory": [], "made_from": made_from}
     else:
         check_unchanged(job, phase.name, state["made_from"], made_from)
         checkpoint.restore(folder / "checkpoints", now, optimizer)
-    log = metrics.Log(
-        job.out,
-        phase.name,
-        length=state["metrics_bytes"],
-        first_step=state["step"] + 1,
-        alarms=Alarms(**phase.alarms or {}),
-        sinks=job.sinks,
-        note=job.progress.note,
-    )
+    log = open_log(job, phase, state)
     of_samples = open_samples(job, phase, state["step"])
     tested = None if test_set is None else Tested(objective.on(test_set.examples), test_set.examples, of_test)
     objective = objective.on(train_set.examples)
@@ -248,6 +238,21 @@ def run_phase(job: Job, number: int) -> None:
     finally:
         log.close()
     finish(loop, number, bytes_written)
+
+
+def open_log(job: Job, phase: Phase, state: dict[str, Any]) -> metrics.Log | metrics.NoLog:
+    """The log of the phase, cut back to where its checkpoint was written; the first rank keeps it."""
+    if not parallel.is_first():
+        return metrics.NoLog()
+    return metrics.Log(
+        job.out,
+        phase.name,
+        length=state["metrics_bytes"],
+        first_step=state["step"] + 1,
+        alarms=Alarms(**phase.alarms or {}),
+        sinks=job.sinks,
+        note=job.progress.note,
+    )
 
 
 def open_samples(job: Job, phase: Phase, step: int) -> Samples | None:
@@ -315,40 +320,6 @@ def make_plan(job: Job, phase: Phase, train_set: SplitData) -> tuple[SplitData, 
     return SplitData(train_set.store, examples), order
 
 
-def with_reference(
-    job: Job,
-    phase: Phase,
-    objective: Preference | Supervised,
-    start: Policy,
-    train_set: SplitData,
-    test_set: SplitData | None,
-    prompts: np.ndarray,
-) -> tuple[Policy, ReferenceOf | None, np.ndarray | None]:
-    """The policy, with its adapter if any; the start weights' log-probabilities of a bin; and of the test split.
-
-    `prompts` are those of the train split that the phase will come to.
-    """
-
-    def of_split(split: SplitData, some: np.ndarray | None = None) -> np.ndarray:
-        where: dict[str, Any] = {"cache": job.cache, "progress": job.progress}
-        return reference.cached(start, split.store, split.examples, phase.max_tokens, prompts=some, **where)
-
-    needed = objective.takes_reference
-    of_test = of_split(test_set) if needed and test_set is not None else None
-    kept = torch.from_numpy(of_split(train_set, prompts)) if needed and phase.reference == "cached" else None
-    frozen = policy.frozen_copy(start) if needed and kept is None and phase.lora is None else None
-    learner = start if phase.lora is None else policy.add_lora(start, Lora(**phase.lora))
-
-    @torch.no_grad()
-    def reference_of(bin: Bin) -> Tensor:
-        if kept is not None:
-            return kept[bin.sequence_rows_Q.cpu()].to(start.device)
-        with policy.adapter_off(learner) if frozen is None else nullcontext(frozen) as model:
-            return model.sequence_logps(bin)
-
-    return learner, reference_of if needed else None, of_test
-
-
 def finished_bytes(job: Job, number: int) -> int:
     """Length of the metrics log when the phase before was finished."""
     if number == 0:
@@ -371,6 +342,10 @@ def read_report(file: Path) -> dict[str, Any]:
 def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
     """Export the model of the phase, and then say in `phase.json` that it is finished."""
     job, name = loop.job, loop.phase.name
+    weights = export.gathered(loop.policy)
+    if not parallel.is_first():
+        parallel.wait()
+        return
     last = number == len(job.options.phases) - 1
     lines = metrics.read(job.out, name)
     evaluations = [line for line in lines if "eval_loss" in line]
@@ -387,5 +362,6 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
     card = export.model_card(job.options, job.manifest.data_hash, {name: report}, __version__)
     target = job.out / "model" if last else job.out / name / "model"
     merge = loop.phase.lora is None or loop.phase.lora["merge"]
-    export.export(loop.policy, job.tokenizer, target, card, merge=merge)
+    export.export(loop.policy, job.tokenizer, target, card, merge=merge, weights=weights)
     write_text_atomically(job.out / name / "phase.json", json.dumps(report, indent=1) + "\n")
+    parallel.wait()

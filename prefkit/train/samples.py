@@ -26,7 +26,7 @@ from annotated_types import Ge, MinLen
 
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest, write_text_atomically
-from prefkit.train import shards
+from prefkit.train import parallel, shards
 from prefkit.train.generate import generate
 from prefkit.train.policy import Policy
 from prefkit.train.template import Message
@@ -57,7 +57,7 @@ class Samples:
     tokenizer: Any
 
     def take(self, policy: Policy, step: int) -> None:
-        """Let the model answer, and write the answers down as those of this step."""
+        """Let the model answer, on all ranks alike, and write the answers down as those of this step."""
         how = {key: getattr(self.options, key) for key in ("max_new_tokens", "temperature", "seed")}
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.dtype == "bfloat16"):
             answers = generate(policy.model, self.tokenizer, self.prompts, **how)
@@ -68,7 +68,9 @@ class Samples:
         self.cut(step - 1, then=new)
 
     def cut(self, step: int, then: list[dict[str, Any]] | None = None) -> None:
-        """Drop what this phase said after `step`; add what it says then."""
+        """Drop what this phase said after `step`; add what it says then. One rank writes for all."""
+        if not parallel.is_first():
+            return
         before = read(self.out)
         lines = [line for line in before if line["phase"] != self.phase or line["step"] <= step] + (then or [])
         if lines == before:

@@ -3,8 +3,9 @@
 The order is a function of (seed, epoch, data): shards in seeded order, the prompts of each window of shards shuffled
 together, and then cut into steps. A step takes whole prompts until it holds at least `pairs_per_step` examples, which
 are pairs, or answers in supervised fine-tuning. Nothing in it depends on the bins, on `max_tokens` or on how many
-processes share the work, so the state of the stream is one number, the step: resuming replays nothing and skips
-nothing, in the middle of an epoch too. The last step of an epoch may be smaller; it is trained on, not dropped.
+ranks share the work (`prefkit.train.deal` says who takes what), so the state of the stream is one number, the step:
+resuming replays nothing and skips nothing, in the middle of an epoch too. The last step of an epoch may be smaller; it
+is trained on, not dropped.
 
 Filters, weights, caps and a curriculum (`prefkit.train.sampling`) change which prompts an epoch takes and when; they
 keep all of that.
@@ -20,8 +21,9 @@ from functools import cached_property
 
 import numpy as np
 
-from prefkit.train.examples import Examples, running
-from prefkit.train.pack import Bin, collate, pack
+from prefkit.train.deal import deal, empty_bin
+from prefkit.train.examples import Counts, Examples, running
+from prefkit.train.pack import Bin, collate
 from prefkit.train.sampling import COPY, Sampling, repeated, shuffled
 
 
@@ -119,7 +121,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """The bins of one optimiser step, and what they add up to."""
+    """This rank's bins of one optimiser step, and what all ranks' add up to."""
 
     bins: list[Bin]
     examples: int
@@ -128,15 +130,22 @@ class Step:
     separate_tokens: int
 
 
-def make_step(examples: Examples, prompts: np.ndarray, max_tokens: int) -> Step:
-    """Read the rows of some prompts, build their trees, and pack them into bins of at most `max_tokens`."""
-    trees = [tree for prompt in prompts for tree in examples.trees(int(prompt), max_tokens)]
-    bins = [collate([trees[i] for i in members]) for members in pack([tree.size for tree in trees], max_tokens)]
-    pairs = sum(len(tree.pairs_P2) for tree in trees)
+def make_step(examples: Examples, prompts: np.ndarray, max_tokens: int, rank: int = 0, ranks: int = 1) -> Step:
+    """Lay some prompts out as trees, pack these into bins of at most `max_tokens`, and read the rows of this rank's."""
+    parts: list[tuple[int, int]] = []  # prompt, and number of the tree among the prompt's
+    sizes: list[int] = []
+    for prompt in map(int, prompts):
+        of_prompt = examples.tree_sizes(prompt, max_tokens)
+        parts += [(prompt, number) for number in range(len(of_prompt))]
+        sizes += of_prompt
+    dealt = deal(sizes, max_tokens, ranks)[rank]
+    mine = [[parts[i] for i in members] for members in dealt]
+    trees = {prompt: examples.trees(prompt, max_tokens) for members in mine for prompt, _ in members}
+    total = Counts(*np.sum([examples.counts_of(int(prompt)) for prompt in prompts], axis=0).tolist())
     return Step(
-        bins=bins,
-        examples=pairs or sum(len(tree.sequence_rows_Q) for tree in trees),
-        completion_tokens=sum(int(tree.sequence_length_Q.sum()) for tree in trees),
-        tokens=sum(tree.size for tree in trees),
-        separate_tokens=sum(tree.separate_tokens if pairs else int((tree.sequence_end_Q + 1).sum()) for tree in trees),
+        bins=[collate([trees[prompt][i] for prompt, i in members]) if members else empty_bin() for members in mine],
+        examples=total.pairs or total.sequences,
+        completion_tokens=total.completion_tokens,
+        tokens=sum(sizes),
+        separate_tokens=total.pair_tokens or total.sequence_tokens,
     )

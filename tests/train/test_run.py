@@ -19,6 +19,7 @@ from prefkit.errors import TrainError, UsageError
 from prefkit.resolve import functions_of
 from prefkit.train import loop, metrics, run
 from prefkit.train import losses as of_losses
+from prefkit.train import reference as of_reference
 from prefkit.train.loop import learning_rate
 from prefkit.train.metrics import TIMING, Silent
 from prefkit.train.options import Phase
@@ -256,8 +257,8 @@ def test_nan_names_the_pairs_and_spares_the_weights(data, tmp_path, monkeypatch)
 
 
 def test_wrong_reference_is_found_at_the_first_step(data, tmp_path, monkeypatch):
-    whole = run.reference.cached
-    monkeypatch.setattr(run.reference, "cached", lambda *a, **k: whole(*a, **k) * 1.01)
+    whole = of_reference.cached
+    monkeypatch.setattr(of_reference, "cached", lambda *a, **k: whole(*a, **k) * 1.01)
     with pytest.raises(TrainError, match=r"loss of the first step is .* but must be 0\.69315"):
         trained(data, tmp_path / "r", DPO)
 
