@@ -20,6 +20,7 @@ hash, so these are a sample. FLOPs, with a multiplication and an addition counte
     forward      C (a + b L / 2) + 2 d V A      C tokens computed, L the mean length of a sequence, A answer tokens;
                                                 a, b measured: 2 for each weight of a layer; 4 width for each position
     backward     twice that; once with an adapter, since frozen weights need no gradient
+    whole step   one forward more, for losses that look at all pairs of a step
     recompute    once the layers', with activation_checkpointing = "full"
     reference    one forward over the data; every step if live
 
@@ -42,12 +43,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefkit.errors import PrefkitError, TrainError, one_line
 from prefkit.manifest import Manifest
-from prefkit.train import attention, blocks, chat, policy, run, shards
+from prefkit.train import attention, blocks, chat, objective, policy, run, shards
 from prefkit.train.adapters import Lora
 from prefkit.train.attention import backbone
 from prefkit.train.chat import Tokenising
 from prefkit.train.hub import local_files_only
 from prefkit.train.logps import CHUNK_LOGITS
+from prefkit.train.mismatch import with_mismatched
 from prefkit.train.options import Phase, TrainOptions
 from prefkit.train.policy import Policy
 
@@ -89,8 +91,8 @@ def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflo
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, Path(scratch))
         try:
             words = run.prepare_tokenizer(options, folder, manifest, Path(scratch))
-            for phase, entry in zip(options.phases, planned, strict=True):
-                tokens = sample(folder, manifest, words, phase)
+            for phase, losses, entry in zip(options.phases, options.losses, planned, strict=True):
+                tokens = sample(folder, manifest, words, objective.tokenising(phase, objective.of_phase(phase, losses)))
                 entry |= estimate(size(options, phase, words), tokens, phase, entry, tflops)
         except PrefkitError as error:
             return [{**entry, "estimate": f"none, since {error}"} for entry in planned]
@@ -111,7 +113,8 @@ def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tf
     }
     layers = tokens.computed * (size.flops + size.flops_a_position * tokens.length / 2)
     forward = layers + 2 * size.width * size.vocabulary * tokens.answers
-    step = forward * (3 if phase.lora is None else 2) + layers * (phase.activation_checkpointing == "full")
+    forwards = (3 if phase.lora is None else 2) + entry["whole_step"]
+    step = forward * forwards + layers * (phase.activation_checkpointing == "full")
     passes = {"cached": min(rows, entry["rows"]), "live": rows, None: 0}[entry["reference"]]
     flops = rows * step + passes * forward
     return {
@@ -199,14 +202,14 @@ def forward_flops(model: Any) -> tuple[float, float]:
     return less / PROBE - a_position * PROBE, a_position
 
 
-def sample(data: Path, manifest: Manifest, words: Any, phase: Phase) -> Tokens:
+def sample(data: Path, manifest: Manifest, words: Any, how: Tokenising) -> Tokens:
     """Tokens of a row, from the first rows of the train split."""
-    sft = phase.objective == "sft"
     shard = manifest.of_split("train")[0]
-    how = Tokenising(phase.max_length or None, phase.max_length_policy, phase.column if sft else None)
     counts: Counter[str] = Counter()
-    prompts = chat.answers_of_prompts if sft else chat.pairs_of_prompts
+    prompts = chat.pairs_of_prompts if how.column is None else chat.answers_of_prompts
     built = list(prompts(next(chat.batches_of_prompts(shards.local(data, shard), how)), words, how, counts, shard.path))
+    if how.mismatched:
+        built = with_mismatched(built, how.max_length)
     sequences = [sequence for prompt in built for sequence in prompt.sequences]
     if not sequences:
         raise TrainError("of the first rows none is left to train on. Raise max_length?")

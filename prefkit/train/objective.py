@@ -20,9 +20,11 @@ from torch import Tensor
 from prefkit.errors import TrainError, UsageError
 from prefkit.resolve import Call
 from prefkit.train import terms
+from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.logps import pair_logps
 from prefkit.train.losses import LogProbs, LossOutput, StepOutput, chosen_nll
+from prefkit.train.options import Phase
 from prefkit.train.pack import Bin, Layout
 from prefkit.train.stream import Step
 from prefkit.train.terms import Weighted
@@ -286,6 +288,21 @@ class Supervised:
         # Metrics are divided by the step's examples; this mean is over tokens, hence the factor.
         losses_Q = -logps_Q.detach() * (step.examples / step.completion_tokens)
         return BinLoss(-logps_Q.sum() / step.completion_tokens, losses_Q[None], None)
+
+
+def of_phase(phase: Phase, losses: list[Weighted]) -> Preference | Supervised:
+    """What the phase optimises."""
+    if not losses:
+        return Supervised()
+    return Preference.of(losses, phase.sft_weight, wpo=phase.wpo, ld_alpha=phase.ld_alpha)
+
+
+def tokenising(phase: Phase, objective: Preference | Supervised) -> Tokenising:
+    """What the phase's tokens depend on besides the data."""
+    if isinstance(objective, Supervised):
+        return Tokenising(phase.max_length or None, phase.max_length_policy, phase.column)
+    mismatched, public = objective.asks_for("mismatched_M"), phase.ld_alpha is not None
+    return Tokenising(phase.max_length or None, phase.max_length_policy, None, mismatched, public)
 
 
 def per_pair(output: LossOutput, policy: LogProbs, reference: LogProbs | None) -> dict[str, Tensor]:

@@ -48,16 +48,14 @@ from prefkit.train import (
 )
 from prefkit.train.adapters import Lora
 from prefkit.train.alarms import Alarms
-from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
 from prefkit.train.examples import Examples
 from prefkit.train.loop import Job, Loop, SplitData, Tested, make_optimizer, run_steps
 from prefkit.train.metrics import Progress, Silent
-from prefkit.train.objective import Preference, Supervised
+from prefkit.train.objective import Preference, Supervised, of_phase, tokenising
 from prefkit.train.options import Phase, TrainOptions, check
 from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.stream import Plan
-from prefkit.train.terms import Weighted
 
 __all__ = ["check", "plan", "train"]
 
@@ -145,6 +143,7 @@ def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None = Non
                 "pairs_per_step": phase.pairs_per_step,
                 "steps": min(limit for limit in limits if limit is not None),
                 "reference": phase.reference if Preference.of(losses).takes_reference else None,
+                "whole_step": Preference.of(losses).whole_step,
             }
         )
     return planned
@@ -188,7 +187,7 @@ def start_of(job: Job, number: int) -> Any:
 def run_phase(job: Job, number: int) -> None:
     """One phase from its start, or from its newest checkpoint, to its exported model and `phase.json`."""
     phase, losses = job.options.phases[number], job.options.losses[number]
-    objective = objective_of(phase, losses)
+    objective = of_phase(phase, losses)
     folder = job.out / phase.name
     start = start_of(job, number)
     if phase.lora is not None:
@@ -265,13 +264,6 @@ def open_samples(job: Job, phase: Phase, step: int) -> Samples | None:
     return taken
 
 
-def objective_of(phase: Phase, losses: list[Weighted]) -> Preference | Supervised:
-    """What the phase optimises."""
-    if not losses:
-        return Supervised()
-    return Preference.of(losses, phase.sft_weight, wpo=phase.wpo, ld_alpha=phase.ld_alpha)
-
-
 def vocabulary(job: Job) -> dict[str, Any]:
     """What all phases must have in common besides options and data: hashes of chat template and tokenizer."""
     template = json.dumps(job.tokenizer.chat_template, sort_keys=True).encode()
@@ -292,10 +284,7 @@ def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, 
 
 def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split: str, model: Any) -> SplitData:
     """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
-    column = phase.column if isinstance(objective, Supervised) else None
-    mismatched = isinstance(objective, Preference) and objective.asks_for("mismatched_M")
-    public = phase.ld_alpha is not None
-    how = Tokenising(phase.max_length or None, phase.max_length_policy, column, mismatched, public)
+    how = tokenising(phase, objective)
     store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
     job.progress.note(f"{phase.name}, {store.summary}")
     policy.check_fits(model, job.tokenizer, store.counts["longest"])

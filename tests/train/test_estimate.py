@@ -142,3 +142,12 @@ def test_every_shipped_pipeline_with_phases_has_a_plan(name, data, tmp_path, cap
     if "model" in table:
         assert main(command) == 0  # whose model may be out of reach here
     assert not (tmp_path / "r").exists()
+
+
+def test_losses_of_the_whole_step_take_a_forward_pass_more_and_kto_other_prompts_answers(data):
+    entries = {
+        name: planned(data, {**DPO, "name": name, "objective": name, "reference": "live"})[0]
+        for name in ("sigmoid", "aot", "kto")
+    }
+    assert entries["aot"]["flops"] == pytest.approx(entries["sigmoid"]["flops"] * 5 / 4, rel=1e-3)
+    assert entries["aot"]["tokens"] == entries["sigmoid"]["tokens"] < entries["kto"]["tokens"]
