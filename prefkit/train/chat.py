@@ -82,13 +82,13 @@ def tokenise(
     or a row is too long and `max_length_policy` is "error".
     """
     listed = manifest.of_split(split)
-    key = store_key(listed, tokenizer, how)
-    folder = cache / f"tokens-{key[:24]}"
+    new = new_store(listed, split, tokenizer, how, cache)
+    folder, key = new.folder, new.key
     if not parallel.of_first(open_store(folder, key) is not None):
         folder.mkdir(parents=True, exist_ok=True)
         done = 0
-        for number, shard in enumerate(listed):
-            target = folder / f"{number:05d}.arrow"
+        for number, (name, shard) in enumerate(zip(new.files, listed, strict=True)):
+            target = folder / name
             if number % parallel.size() == parallel.rank() and not is_whole(target):
                 if target.exists():
                     progress.note(f"{target}: damaged, so it is made again.")
@@ -98,11 +98,17 @@ def tokenise(
         parallel.wait()
         with parallel.first_before_others():
             if parallel.is_first():
-                finish_store(folder, split, [f"{number:05d}.arrow" for number in range(len(listed))])
+                finish_store(folder, split, new.files)
     finished = open_store(folder, key)
     if finished is None:
         raise DataError(f"{folder}: what one rank wrote, another does not find. All nodes must share this folder.")
     return finished
+
+
+def new_store(listed: list[Shard], split: str, tokenizer: Any, how: Tokenising, cache: Path) -> Store:
+    """The token store of some shards as it is before there is anything in it, its folder neither."""
+    key = store_key(listed, tokenizer, how)
+    return Store(cache / f"tokens-{key[:24]}", key, split, [f"{number:05d}.arrow" for number in range(len(listed))], {})
 
 
 def store_key(listed: list[Shard], tokenizer: Any, how: Tokenising) -> str:

@@ -44,6 +44,11 @@ class Examples:
         return Examples([self.shards[number]])
 
     @property
+    def shard_prompts(self) -> tuple[int, ...]:
+        """Prompts of each shard."""
+        return tuple(shard.prompts for shard in self.shards)
+
+    @property
     def sequences(self) -> int:
         """How many distinct sequences there are: the length of an array of their log-probabilities."""
         return int(self.sequence_base[-1])

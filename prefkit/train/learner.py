@@ -52,7 +52,7 @@ def with_reference(
 
     def of_split(split: SplitData, some: np.ndarray | None = None) -> np.ndarray:
         where: dict[str, Any] = {"cache": job.cache, "progress": job.progress}
-        return reference.cached(start, split.store, split.examples, phase.max_tokens, prompts=some, **where)
+        return reference.cached(start, split.store, split.whole, phase.max_tokens, prompts=some, **where)
 
     needed = objective.takes_reference
     live = needed and phase.reference == "live"

@@ -27,6 +27,7 @@ from torch import Tensor
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest
 from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, whole_step
+from prefkit.train.arriving import Arriving
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import Progress
 from prefkit.train.objective import BinLoss, Preference, Supervised
@@ -61,10 +62,16 @@ class Job:
 
 @dataclass(frozen=True)
 class SplitData:
-    """The token store of a split, opened."""
+    """The token store of a split, opened, or filled while training goes on."""
 
     store: Store
-    examples: Examples
+    examples: Examples | Arriving
+
+    @property
+    def whole(self) -> Examples:
+        """The examples of a split that was tokenised before."""
+        assert isinstance(self.examples, Examples), "only the train split may stream, and with a live reference"
+        return self.examples
 
 
 @dataclass(frozen=True)

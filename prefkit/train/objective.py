@@ -20,6 +20,7 @@ from torch import Tensor
 from prefkit.errors import TrainError, UsageError
 from prefkit.resolve import Call
 from prefkit.train import terms
+from prefkit.train.arriving import Arriving
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.logps import pair_logps
@@ -129,9 +130,10 @@ class Preference:
             made.append(Term(sft_weight, chosen_nll, ["undamped"], whole_step=False))
         return cls(made, wpo=wpo, ld_alpha=ld_alpha)
 
-    def on(self, examples: Examples) -> Preference:
+    def on(self, examples: Examples | Arriving) -> Preference:
         """The same objective for the pairs of one split; TrainError if a loss asks for scores that they have not."""
         if self.ld_alpha is not None:
+            assert isinstance(examples, Examples), "ld_alpha does not stream"
             self = replace(self, public=torch.from_numpy(examples.public()))
         if not self.asks_for("margins_P"):
             return self
@@ -277,7 +279,7 @@ class Supervised:
     wpo: bool = False
     names: Sequence[str] = ("loss",)
 
-    def on(self, examples: Examples) -> Supervised:
+    def on(self, examples: Examples | Arriving) -> Supervised:
         """The same: it needs nothing of a split but its log-probabilities."""
         return self
 

@@ -77,6 +77,7 @@ class Phase:
     compile: bool = False  # the layers, once for all bins
     seed: Seed = 0  # of the order of the data, and of LoRA
     shuffle_window: Count = 16  # how many shards are shuffled together
+    stream: bool = False  # tokenise while training goes on, not before; preferences: with reference = "live"
     sources: Names | None = None  # train on examples of these sources alone
     langs: Names | None = None  # and of these languages
     min_margin: float | None = None  # and, for preferences, of at least this margin of scores
@@ -182,9 +183,19 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
         phase = dataclasses.replace(phase, samples=taken)
     lacking = {name: figure in foreign for name, figure in ALARMS_NEED.items()}
     phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
+    _check_name(phase.name, where)
+    _check_together(phase, foreign, where)
+    return phase, terms.weighted(objective, {key: value for key, value in table.items() if key in of_loss}, where)
+
+
+def _check_together(phase: Phase, foreign: Mapping[str, str], where: str) -> None:
+    """UsageError for options that exclude each other; `foreign` are those that mean nothing to the objective."""
     if phase.lora is not None and phase.cpu_offload:
         raise UsageError(f'{where}: option "cpu_offload" has no effect with lora.')
-    _check_name(phase.name, where)
+    if phase.stream and "reference" not in foreign and phase.reference == "cached":
+        raise UsageError(f'{where}: stream = true computes no reference beforehand. Set reference = "live".')
+    if phase.stream and phase.ld_alpha is not None:
+        raise UsageError(f"{where}: ld_alpha needs the lengths of all answers beforehand. Leave it or stream out.")
     if phase.compile and phase.activation_checkpointing == "matmuls":
         raise UsageError(
             f'{where}: activation_checkpointing = "matmuls" has no effect on compiled layers: the compiler decides what'
@@ -192,7 +203,6 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
         )
     if phase.warmup >= MIN_STEPS_OF_WARMUP and phase.warmup != int(phase.warmup):
         raise UsageError(f"{where}: option warmup: {phase.warmup} is neither a fraction below 1 nor a number of steps.")
-    return phase, terms.weighted(objective, {key: value for key, value in table.items() if key in of_loss}, where)
 
 
 def _check_keys(table: Mapping[str, Any], foreign: Mapping[str, str], known: list[str], where: str) -> None:

@@ -48,6 +48,8 @@ from prefkit.train import (
 )
 from prefkit.train.adapters import Lora
 from prefkit.train.alarms import Alarms
+from prefkit.train.arriving import Arriving, Supply, read_index, supplied
+from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
 from prefkit.train.examples import Examples
 from prefkit.train.loop import Job, Loop, SplitData, Tested, make_optimizer, run_steps
@@ -194,7 +196,7 @@ def run_phase(job: Job, number: int) -> None:
         adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
     train_set = open_split(job, phase, objective, "train", start)
     test_set = open_split(job, phase, objective, "test", start) if job.manifest.rows("test") else None
-    if not train_set.store.counts["examples"]:
+    if not phase.stream and not train_set.store.counts["examples"]:
         raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
     if test_set is not None and not test_set.store.counts["examples"]:
         test_set = None  # said aloud by its summary; training does not need it
@@ -225,17 +227,20 @@ def run_phase(job: Job, number: int) -> None:
         checkpoint.restore(folder / "checkpoints", now, optimizer)
     log = open_log(job, phase, state)
     of_samples = open_samples(job, phase, state["step"])
-    tested = None if test_set is None else Tested(objective.on(test_set.examples), test_set.examples, of_test)
+    tested = None if test_set is None else Tested(objective.on(test_set.whole), test_set.whole, of_test)
     objective = objective.on(train_set.examples)
     memory = [None if values is None else torch.tensor(values, dtype=torch.float64) for values in state["memory"]]
     loop = Loop(
         job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log, of_samples, memory
     )
     try:
-        run_steps(loop, state)
+        with supplied(train_set.examples, lambda: order.shards_needed(state["step"], steps)):
+            run_steps(loop, state)
         bytes_written = log.length()
     finally:
         log.close()
+    if phase.stream:
+        job.progress.note(f"{phase.name}, {train_set.store.summary}")
     finish(loop, number, bytes_written)
 
 
@@ -285,6 +290,8 @@ def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, 
 def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split: str, model: Any) -> SplitData:
     """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
     how = tokenising(phase, objective)
+    if split == "train" and phase.stream:
+        return open_stream(job, how, model)
     store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
     job.progress.note(f"{phase.name}, {store.summary}")
     policy.check_fits(model, job.tokenizer, store.counts["longest"])
@@ -294,10 +301,23 @@ def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split
     return SplitData(store, examples)
 
 
+def open_stream(job: Job, how: Tokenising, model: Any) -> SplitData:
+    """The train split, of which only the index is read; its tokens come while the steps go on."""
+    listed = job.manifest.of_split("train")
+    store = chat.new_store(listed, "train", job.tokenizer, how, job.cache)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    index = read_index(job.data, listed)
+
+    def check(longest: int) -> None:
+        policy.check_fits(model, job.tokenizer, longest)
+
+    return SplitData(store, Arriving(Supply(job.data, listed, index, job.tokenizer, how, store, check)))
+
+
 def make_plan(job: Job, phase: Phase, train_set: SplitData) -> tuple[SplitData, Plan]:
     """The examples that the phase takes, and the order of its steps; says what an epoch leaves out or repeats."""
     examples, drawn = sampling.select(train_set.examples, phase)
-    prompts = tuple(shard.prompts for shard in examples.shards)
+    prompts = examples.shard_prompts
     order = Plan(
         prompts, examples.counts(), phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window, drawn
     )

@@ -28,13 +28,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prefkit.errors import TrainError, did_you_mean
+from prefkit.train.arriving import Arriving
 from prefkit.train.examples import Examples, running
 from prefkit.train.options import Phase
 
 COPY = 40  # bits of a prompt's number; what stands above tells its copies in an epoch apart
 
 
-def select(examples: Examples, phase: Phase) -> tuple[Examples, Sampling]:
+def select(examples: Examples | Arriving, phase: Phase) -> tuple[Examples | Arriving, Sampling]:
     """The examples that a phase's filters let through, and how its epochs draw from them.
 
     TrainError if a source or language that an option names is not there, or a curriculum lacks margins.
@@ -79,7 +80,7 @@ def keep(values: Mapping[str, np.ndarray], margins: np.ndarray, phase: Phase) ->
     return kept, {name: count for name, count in fallen.items() if count}
 
 
-def mean_margins(examples: Examples) -> np.ndarray:
+def mean_margins(examples: Examples | Arriving) -> np.ndarray:
     """The mean margin of each prompt's examples; 0 for a prompt that has none left."""
     counts, margins = examples.counts(), examples.margins()
     kept = np.ones(len(margins), dtype=bool) if examples.kept is None else examples.kept

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -125,12 +125,25 @@ def open_store(folder: Path, key: str) -> Store | None:
 
 def finish_store(folder: Path, split: str, files: list[str]) -> None:
     """Write `store.json`, with the counts of all files added up."""
-    counts: Counter[str] = Counter()
+    counts: dict[str, int] = {}
     for file in files:
-        counts.update(json.loads((folder / file).with_suffix(".json").read_text())["counts"])
-    table = {"split": split, "files": files, "counts": dict(counts)}
+        add_counts(counts, counts_of(folder / file))
+    table = {"split": split, "files": files, "counts": counts}
     with scratch(folder) as temporary:
         write_text_atomically(folder / FINISHED, json.dumps(table, indent=1) + "\n", scratch=temporary)
+
+
+def counts_of(path: Path) -> dict[str, int]:
+    """What became of the rows of one shard, by its Arrow file's path."""
+    counts: dict[str, int] = json.loads(path.with_suffix(".json").read_text())["counts"]
+    return counts
+
+
+def add_counts(total: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add the counts of a shard to those of others; `longest` is that of all."""
+    for name, count in more.items():
+        so_far = total.get(name, 0)
+        total[name] = max(so_far, count) if name == "longest" else so_far + count
 
 
 def is_whole(path: Path) -> bool:

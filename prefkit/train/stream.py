@@ -21,6 +21,8 @@ from functools import cached_property
 
 import numpy as np
 
+from prefkit.errors import TrainError
+from prefkit.train.arriving import Arriving
 from prefkit.train.deal import deal, empty_bin
 from prefkit.train.examples import Counts, Examples, running
 from prefkit.train.pack import Bin, collate
@@ -70,6 +72,16 @@ class Plan:
             return 0.0
         epoch, within = self._place(steps_done - 1)
         return epoch + (within + 1) / (len(self.bounds[epoch]) - 1)
+
+    def shards_needed(self, first: int, steps: int) -> list[int]:
+        """Numbers of the shards that steps `first` up to `steps` read, in the order in which they come to them."""
+        base, needed = running(self.shards), dict[int, None]()
+        for step in range(first, steps):
+            of_step = np.unique(np.searchsorted(base, self.prompts(step), side="right") - 1)
+            needed |= dict.fromkeys(of_step.tolist())
+            if len(needed) == len(self.shards):
+                break
+        return list(needed)
 
     @cached_property
     def _current(self) -> list:
@@ -130,7 +142,9 @@ class Step:
     separate_tokens: int
 
 
-def make_step(examples: Examples, prompts: np.ndarray, max_tokens: int, rank: int = 0, ranks: int = 1) -> Step:
+def make_step(
+    examples: Examples | Arriving, prompts: np.ndarray, max_tokens: int, rank: int = 0, ranks: int = 1
+) -> Step:
     """Lay some prompts out as trees, pack these into bins of at most `max_tokens`, and read the rows of this rank's."""
     parts: list[tuple[int, int]] = []  # prompt, and number of the tree among the prompt's
     sizes: list[int] = []
@@ -138,6 +152,11 @@ def make_step(examples: Examples, prompts: np.ndarray, max_tokens: int, rank: in
         of_prompt = examples.tree_sizes(prompt, max_tokens)
         parts += [(prompt, number) for number in range(len(of_prompt))]
         sizes += of_prompt
+    if not parts:
+        raise TrainError(
+            f"a step has nothing to train on: none of its {len(prompts)} prompts can be used within max_length and by "
+            "the chat template. Raise pairs_per_step or max_length, or train without stream."
+        )
     dealt = deal(sizes, max_tokens, ranks)[rank]
     mine = [[parts[i] for i in members] for members in dealt]
     trees = {prompt: examples.trees(prompt, max_tokens) for members in mine for prompt, _ in members}

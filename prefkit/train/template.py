@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +38,7 @@ from transformers.utils import chat_template_utils
 from prefkit.errors import TrainError, one_line
 
 DATE = datetime.date(2024, 7, 26)  # the one that Llama's templates fall back to
+CLOCK = threading.Lock()  # one thread at a time sets it
 PROBE = "prefkit probes the template"
 
 Message = dict[str, str]
@@ -158,12 +160,13 @@ def into_user(conversation: Conversation) -> Conversation:
 @contextlib.contextmanager
 def frozen_date() -> Iterator[None]:
     """Within, the clock that transformers' `strftime_now` reads stands at `DATE`; templates take none of ours."""
-    clock = chat_template_utils.datetime
-    chat_template_utils.datetime = _Frozen
-    try:
-        yield
-    finally:
-        chat_template_utils.datetime = clock
+    with CLOCK:
+        clock = chat_template_utils.datetime
+        chat_template_utils.datetime = _Frozen
+        try:
+            yield
+        finally:
+            chat_template_utils.datetime = clock
 
 
 class _Frozen(datetime.datetime):

@@ -108,3 +108,11 @@ def test_damaged_tokenizer_is_one_sentence(made, tmp_path, text):
     with pytest.raises(TrainError, match="no tokenizer can be loaded") as caught:
         tokenizer.load_tokenizer(tmp_path / "words")
     assert "\n" not in str(caught.value)
+
+
+def test_counts_add_up_and_the_longest_is_the_longest_of_all(made, tmp_path):
+    store = tokenise(made, tmp_path / "cache")
+    shards = Examples.of(store).shards
+    assert store.counts["longest"] == max(int(np.diff(shard.token_offsets).max()) for shard in shards)
+    assert store.counts["tokens"] == sum(len(shard.tokens) for shard in shards)
+    assert store.counts["rows"] == store.counts["examples"] == 10
