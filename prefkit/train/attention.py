@@ -46,7 +46,15 @@ VARLEN_NAME = "prefkit_tree_varlen"
 Kernel = Literal["auto", "varlen", "sdpa"]
 
 # Arguments that reach every attention function and say nothing about who attends to whom.
-_HARMLESS = {"position_ids", "position_embeddings", "cache_position", "use_cache", "output_attentions", "is_causal"}
+_HARMLESS = {
+    "position_ids",
+    "position_embeddings",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+    "output_router_logits",
+    "is_causal",
+}
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 

@@ -34,6 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from prefkit.errors import TrainError
+from prefkit.train import router
 from prefkit.train.attention import backbone, position_limit, unwrap
 from prefkit.train.losses import LogProbs
 from prefkit.train.pack import Bin, Layout
@@ -41,19 +42,26 @@ from prefkit.train.pack import Bin, Layout
 CHUNK_LOGITS = 2**26  # float32 logits that exist at a time: 256 MB, 512 tokens of a vocabulary of 128k
 
 
-def token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS, agreement: bool = False) -> Tensor:
+def token_logps(
+    model: nn.Module,
+    bin: Bin,
+    *,
+    chunk_logits: int = CHUNK_LOGITS,
+    agreement: bool = False,
+    router_losses: list[Tensor] | None = None,
+) -> Tensor:
     """Log-probability of each entry of the bin, float32 [C]: one pass over its token trees.
 
-    With `agreement` float32 [2, C]: besides, without gradient, what `_agreement` says of each entry.
+    With `agreement` float32 [2, C]: besides, without gradient, what `_agreement` says of each entry. With
+    `router_losses` the router loss that the model asks for hangs on the result, and its value is put into the list.
 
     The model must have been given to `attention.enable`.
     """
     _check_positions(model, bin)
 
     def forward(causal_lm: Any) -> Tensor:
-        hidden_1TD = backbone(causal_lm)(
-            input_ids=bin.input_ids_1T, position_ids=bin.position_ids_1T, segments=bin.segments, use_cache=False
-        ).last_hidden_state
+        where: dict[str, Any] = {"position_ids": bin.position_ids_1T, "segments": bin.segments}
+        hidden_1TD = _hidden(causal_lm, bin.input_ids_1T, bin.share, router_losses, **where)
         hidden_CD = hidden_1TD[0].index_select(0, bin.entry_source_C)
         return _head(causal_lm, hidden_CD, bin.entry_target_C, chunk_logits, agreement)
 
@@ -61,7 +69,12 @@ def token_logps(model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS,
 
 
 def padded_token_logps(
-    model: nn.Module, bin: Bin, *, chunk_logits: int = CHUNK_LOGITS, agreement: bool = False
+    model: nn.Module,
+    bin: Bin,
+    *,
+    chunk_logits: int = CHUNK_LOGITS,
+    agreement: bool = False,
+    router_losses: list[Tensor] | None = None,
 ) -> Tensor:
     """The same numbers as `token_logps`, float32 [C], by one right-padded row a sequence and nothing shared.
 
@@ -80,11 +93,29 @@ def padded_token_logps(
     flat_C[bin.incidence_entry_E] = row_E * rows_QL.shape[1] + source_E
 
     def forward(causal_lm: Any) -> Tensor:
-        hidden_QLD = backbone(causal_lm)(input_ids=rows_QL, use_cache=False).last_hidden_state
+        real_QL = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
+        hidden_QLD = _hidden(causal_lm, rows_QL, bin.share, router_losses, real_QL.flatten())
         hidden_CD = hidden_QLD.flatten(0, 1).index_select(0, flat_C)
         return _head(causal_lm, hidden_CD, bin.entry_target_C, chunk_logits, agreement)
 
     return _call_as_forward(model, rows_QL, forward)
+
+
+def _hidden(
+    causal_lm: Any,
+    input_ids: Tensor,
+    share: float,
+    router_losses: list[Tensor] | None,
+    real_T: Tensor | None = None,
+    **where: Any,
+) -> Tensor:
+    """The last hidden states, with the router loss on them if it is wanted and the model asks for it."""
+    routed = router_losses is not None and router.weight(causal_lm) > 0
+    asked = {"output_router_logits": True} if routed else {}
+    outputs = backbone(causal_lm)(input_ids=input_ids, use_cache=False, **where, **asked)
+    if router_losses is None or not routed:
+        return outputs.last_hidden_state
+    return router.hidden_states(causal_lm, outputs, share, router_losses, real_T)
 
 
 def sequence_sums(token_logps_C: Tensor, bin: Bin) -> Tensor:

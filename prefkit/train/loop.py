@@ -210,6 +210,7 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
     loop.memory[:] = results[-1].states
     return {
         **figures,
+        **loop.policy.take_router_loss(),
         "grad_norm": norm,
         "learning_rate": rate,
         "pairs": step.examples,

@@ -289,6 +289,7 @@ class Bin:
     pairs_P2: Tensor
     pair_rows_P: Tensor
     max_position: int
+    share: float = 1.0  # of the step's tokens
 
     def to(self, device: torch.device | str) -> Bin:
         """The same bin with its tensors on `device`."""

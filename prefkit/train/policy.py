@@ -20,7 +20,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from prefkit.errors import TrainError, UsageError, did_you_mean, one_line
-from prefkit.train import adapters, attention, blocks, parallel
+from prefkit.train import adapters, attention, blocks, parallel, router
 from prefkit.train.adapters import Lora
 from prefkit.train.hub import local_files_only
 from prefkit.train.logps import check_head, padded_token_logps, sequence_sums, token_logps
@@ -44,6 +44,7 @@ class Policy:
     """A model ready for log-probabilities. `padded_because`: why it takes the padded path instead of token trees.
 
     `sharded`: each rank holds a part of every weight, so all of them must make the same calls.
+    `router_losses`: what the bins of a step have added to its router loss so far, if the model asks for one.
     """
 
     model: Any
@@ -51,6 +52,7 @@ class Policy:
     dtype: Dtype
     padded_because: str | None
     sharded: bool = False
+    router_losses: list[Tensor] = field(default_factory=list)
 
     def sequence_logps(self, bin: Bin) -> Tensor:
         """Summed log-probability of the completion of each sequence of a bin, float32."""
@@ -69,7 +71,16 @@ class Policy:
     def _token_logps(self, bin: Bin, *, agreement: bool = False) -> Tensor:
         compute = padded_token_logps if self.padded_because else token_logps
         with self.autocast():
-            return compute(self.model, bin.to(self.device), agreement=agreement)
+            losses = self.router_losses if torch.is_grad_enabled() else None
+            return compute(self.model, bin.to(self.device), agreement=agreement, router_losses=losses)
+
+    def take_router_loss(self) -> dict[str, float]:
+        """The router loss of the step, of all ranks, to be logged; nothing where the model asks for none."""
+        if not self.router_losses:
+            return {}
+        total = parallel.summed(torch.stack(self.router_losses).sum().double().cpu())
+        self.router_losses.clear()
+        return {"router_loss": total.item()}
 
     def autocast(self) -> torch.autocast:
         """The precision of the computation."""
@@ -159,6 +170,7 @@ def ready(model: Any, *, dtype: Dtype, kernel: attention.Kernel = "auto", to_sha
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     without_dropout(model)
     check_head(model)
+    router.check(model)
     _check_no_noise(model if to_shard else model.to(device))
     padded_because = attention.supports(model)
     if padded_because is None:

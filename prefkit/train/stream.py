@@ -16,7 +16,7 @@ bounds how far apart on disk the rows of a step can lie.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -161,8 +161,10 @@ def make_step(
     mine = [[parts[i] for i in members] for members in dealt]
     trees = {prompt: examples.trees(prompt, max_tokens) for members in mine for prompt, _ in members}
     total = Counts(*np.sum([examples.counts_of(int(prompt)) for prompt in prompts], axis=0).tolist())
+    bins = [collate([trees[prompt][i] for prompt, i in members]) if members else empty_bin() for members in mine]
+    shares = [sum(sizes[i] for i in members) / sum(sizes) for members in dealt]
     return Step(
-        bins=[collate([trees[prompt][i] for prompt, i in members]) if members else empty_bin() for members in mine],
+        bins=[replace(bin, share=share) for bin, share in zip(bins, shares, strict=True)],
         examples=total.pairs or total.sequences,
         completion_tokens=total.completion_tokens,
         tokens=sum(sizes),
