@@ -55,10 +55,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
             files.write_sums(temporary)
             for path in temporary.rglob("*"):
                 _flush(path)
-        if target.exists():
-            _remove(target)
-        temporary.rename(target)
-        _flush(target.parent)
+            if target.exists():
+                _remove(target)
+            temporary.rename(target)
+            _flush(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 from prefkit.errors import TrainError
 from prefkit.train.alarms import Alarms, Watch
+from prefkit.train.files import naming
 from prefkit.train.sinks import Write
 
 TIMING = ("pairs_per_second", "tokens_per_second")
@@ -58,6 +59,7 @@ class Log:
             raise TrainError(
                 f"{path}: shorter than the checkpoint says, so the run cannot go on. Choose another --out."
             )
+        self._path = path
         self._phase = phase
         self._file = open(path, "ab")  # noqa: SIM115 (closed by close())
         self._file.truncate(length)
@@ -69,8 +71,9 @@ class Log:
     def write(self, step: int, figures: Mapping[str, Any]) -> None:
         """Append one line, and send every number of it to events and sinks; says what alarms find in it."""
         line = {"phase": self._phase, "step": step, **figures}
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
         numbers = dict(scalars(figures))
         for name, value in numbers.items() if self._events else ():
             self._events.add_scalar(name, value, step)
@@ -86,7 +89,8 @@ class Log:
 
     def length(self) -> int:
         """Bytes written so far, after making sure that they are on the disk."""
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            os.fsync(self._file.fileno())
         if self._events:
             self._events.flush()
         return os.fstat(self._file.fileno()).st_size
