@@ -1,10 +1,10 @@
 """Checkpoints: all that a phase needs to go on at step n; a crash at any moment costs no more than the steps since.
 
 RUN/<phase>/checkpoints/step-00000100/ holds `weights.safetensors` (the parameters that learn: all, or the LoRA
-adapter), `optimizer.safetensors` (AdamW's two moments and step count of each), and `state.json` (the step, the
-counters, the length of the metrics log, and hashes of what the phase was made from: start weights, tokens).
-Schedule, order of the data and reference are functions of the options and the step, so nothing else is needed; the
-random state goes along for LoRA's dropout.
+adapter), `optimizer.safetensors` (AdamW's two moments and step count of each), `reference.safetensors` where the phase
+moves its reference, and `state.json` (the step, the counters, the length of the metrics log, what losses remember, and
+hashes of what the phase was made from: start weights, tokens). Schedule, order of the data and a reference that stays
+are functions of the options and the step, so nothing else is needed; the random state goes along for LoRA's dropout.
 
 Ranks that hold a part of every weight each write it themselves, as `weights-00002-of-00004.safetensors`, whose rows
 follow those of the file before; a rank reads the rows that are its own now, so a run goes on with any number of ranks.
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefkit.errors import TrainError
 from prefkit.train import files, parallel
@@ -69,12 +69,22 @@ def _temporary(target: Path) -> Path:
 
 
 def save(
-    folder: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    reference: Policy | None = None,
 ) -> None:
-    """Write the checkpoint of `step`, each rank its part, then delete all but the last `keep`."""
+    """Write the checkpoint of `step`, each rank its part, then delete all but the last `keep`.
+
+    `reference` is one that steps move, and so a state of the run.
+    """
     with _folder_of_all_ranks(folder / f"step-{step:08d}") as target:
         if policy.sharded or parallel.is_first():
-            _write_part(target, policy, optimizer)
+            _write_part(target, policy, optimizer, reference)
         if parallel.is_first():
             (target / "state.json").write_text(json.dumps({"step": step, **state}))
     if parallel.is_first():
@@ -91,10 +101,9 @@ def _folder_of_all_ranks(target: Path) -> Iterator[Path]:
         parallel.wait()  # all have written
 
 
-def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer, reference: Policy | None) -> None:
     """What this rank holds of weights and moments, and its random state."""
     parameters = policy.trained()
-    weights = {name: parallel.local(p.detach()).cpu().contiguous() for name, p in parameters.items()}
     moments = {
         f"{name}.{moment}": parallel.local(optimizer.state[parameter][moment]).cpu()
         for name, parameter in parameters.items()
@@ -106,10 +115,18 @@ def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer) 
         random["cuda_random_state"] = torch.cuda.get_rng_state()
     parts = parallel.size() if policy.sharded else 1
     part = "" if parts == 1 else f"-{parallel.rank() + 1:05d}-of-{parts:05d}"
-    for name, tensors in (("weights", weights), ("optimizer", {**moments, **random})):
+    kinds = {"weights": held(parameters), "optimizer": {**moments, **random}}
+    if reference is not None:
+        kinds["reference"] = held(dict(reference.model.named_parameters()))
+    for name, tensors in kinds.items():
         with files.naming(target):
             save_file(tensors, target / f"{name}{part}.safetensors")
         _flush(target / f"{name}{part}.safetensors")
+
+
+def held(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """What this rank holds of some parameters, on the CPU."""
+    return {name: parallel.local(p.detach()).cpu().contiguous() for name, p in parameters.items()}
 
 
 def settle(folder: Path, note: Callable[[str], None]) -> None:
@@ -136,13 +153,15 @@ def latest_state(folder: Path) -> dict[str, Any] | None:
     return json.loads((found[-1] / "state.json").read_text()) if found else None
 
 
-def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, optimiser and random state of the newest checkpoint into place."""
+def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, reference: Policy | None = None) -> None:
+    """Put weights, optimiser, random state and a moved reference of the newest checkpoint into place."""
     newest = _finished(folder)[-1]
-    weights, optimised = (
+    weights, optimised, moved = (
         [safe_open(path, "pt") for path in sorted(newest.glob(f"{kind}*.safetensors"))]
-        for kind in ("weights", "optimizer")
+        for kind in ("weights", "optimizer", "reference")
     )
+    for name, parameter in reference.model.named_parameters() if reference is not None else ():
+        _read_rows(moved, name, parameter)
     parameters = policy.trained()
     assert set(weights[0].keys()) == parameters.keys(), "the options are the run's own, so the parameters must be"
     stepped = {*optimised[0].keys()}

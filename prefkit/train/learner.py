@@ -44,8 +44,10 @@ def with_reference(
     train_set: SplitData,
     test_set: SplitData | None,
     prompts: np.ndarray,
-) -> tuple[Policy, ReferenceOf | None, np.ndarray | None]:
+) -> tuple[Policy, ReferenceOf | None, np.ndarray | None, Policy | None]:
     """The policy, with its adapter if any; the start weights' log-probabilities of a bin; and of the test split.
+
+    At last the second model that is the live reference, if there is one.
 
     `prompts` are those of the train split that the phase will come to.
     """
@@ -62,7 +64,8 @@ def with_reference(
     if is_to_shard(phase):
         start = policy.shard(start, cpu_offload=phase.cpu_offload)
         frozen = frozen and policy.shard(frozen, cpu_offload=phase.cpu_offload)
-    of_test = of_split(test_set) if needed and test_set is not None else None
+    moves = phase.reference_sync is not None  # and then has to be asked anew at each evaluation
+    of_test = of_split(test_set) if needed and test_set is not None and not moves else None
     kept = torch.from_numpy(of_split(train_set, prompts)) if needed and not live else None
     learner = start
     if phase.lora is not None:
@@ -76,7 +79,7 @@ def with_reference(
         with policy.adapter_off(learner) if frozen is None else nullcontext(frozen) as model:
             return model.sequence_logps(bin)
 
-    return learner, reference_of if needed else None, of_test
+    return learner, reference_of if needed else None, of_test, frozen
 
 
 def prepare_layers(job: Job, phase: Phase, now: Policy) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest
-from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, whole_step
+from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, sync, whole_step
 from prefkit.train.arriving import Arriving
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import Progress
@@ -38,6 +38,7 @@ from prefkit.train.samples import Samples
 from prefkit.train.sinks import Write
 from prefkit.train.store import Store
 from prefkit.train.stream import Plan, Step, make_step
+from prefkit.train.sync import Sync
 
 ReferenceOf = Callable[[Bin], Tensor]
 
@@ -100,6 +101,7 @@ class Loop:
     log: metrics.Log | metrics.NoLog
     samples: Samples | None
     memory: list[Tensor | None]  # what the losses remember of the steps so far, one a loss; goes into checkpoints
+    moving: Policy | None  # the live reference, if the phase moves it; goes into checkpoints as well
 
 
 def make_optimizer(now: Policy, phase: Phase) -> torch.optim.Optimizer:
@@ -161,7 +163,9 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
                 kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length(), "memory": remembered(loop)}
                 del kept["step"]
                 folder = loop.job.out / phase.name / "checkpoints"
-                checkpoint.save(folder, done, loop.policy, loop.optimizer, kept, keep=phase.keep_checkpoints)
+                checkpoint.save(
+                    folder, done, loop.policy, loop.optimizer, kept, keep=phase.keep_checkpoints, reference=loop.moving
+                )
             if stop:
                 raise KeyboardInterrupt(
                     f"stopped after step {done} of {loop.steps} of {phase.name}; go on with --resume"
@@ -208,6 +212,10 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
         group["lr"] = rate
     loop.optimizer.step()
     loop.memory[:] = results[-1].states
+    if loop.moving is not None:
+        follow = Sync(**loop.phase.reference_sync or {})
+        if (at + 1) % follow.every == 0:
+            sync.move(loop.moving, loop.policy, follow.alpha)
     return {
         **figures,
         **loop.policy.take_router_loss(),
@@ -286,9 +294,14 @@ def evaluate_now(loop: Loop, step: int) -> None:
         return
     examples, objective = loop.tested.examples, loop.tested.objective
     stage = f"{loop.phase.name}, evaluation at step {step}"
-    logps = reference.compute(loop.policy, examples, loop.phase.max_tokens, progress=loop.job.progress, stage=stage)
+
+    def of(model: Policy) -> np.ndarray:
+        return reference.compute(model, examples, loop.phase.max_tokens, progress=loop.job.progress, stage=stage)
+
+    logps = of(loop.policy)
     if isinstance(objective, Preference):
-        figures = evaluate.pair_figures(objective, examples, logps, loop.tested.reference_logps, loop.memory)
+        base = loop.tested.reference_logps if loop.moving is None else of(loop.moving)
+        figures = evaluate.pair_figures(objective, examples, logps, base, loop.memory)
         result = evaluate.summary(figures, evaluate.prompt_of_pairs(examples))
     else:
         result = {"pairs": len(logps), "loss": float(-logps.sum(dtype=np.float64) / examples.lengths().sum())}

@@ -69,6 +69,7 @@ class Phase:
     ld_alpha: Fraction | None = None  # preferences: weight of what a longer answer has beyond the length of the shorter
     column: str = "chosen"  # sft: the answers to learn, or a message column whose assistant turns are all learned
     reference: Literal["cached", "live"] = "cached"  # computed once and kept, or every step by a second model in memory
+    reference_sync: dict[str, Any] | None = None  # every, alpha: a live reference follows the policy (sync.py)
     dtype: Dtype = "float32"  # of the computation; weights are always float32
     attention: Kernel = "auto"  # varlen: one flash call a layer, CUDA and bfloat16; sdpa: one call a segment, anywhere
     lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora, quantize, merge: adapters.py
@@ -95,7 +96,7 @@ class Phase:
 
 # Options that have an effect on one kind of objective only, and are refused elsewhere.
 SFT_ONLY = ("column",)
-PREFERENCE_ONLY = ("sft_weight", "wpo", "ld_alpha", "reference", "min_margin", "curriculum")
+PREFERENCE_ONLY = ("sft_weight", "wpo", "ld_alpha", "reference", "reference_sync", "min_margin", "curriculum")
 # Alarms that have nothing to look at where an option has no effect: there is no reference, or there are no pairs.
 ALARMS_NEED = {"displacement": "reference", "kl": "reference", "saturation": "sft_weight", "length": "sft_weight"}
 DEFAULT_LEARNING_RATE = {"sft": 2e-5, "preference": 1e-6}  # those of TRL's trainers
@@ -178,6 +179,14 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
     if phase.lora is not None:
         lora = resolve.check("prefkit.train.adapters:Lora", phase.lora, f"{where}: lora").options
         phase = dataclasses.replace(phase, lora=lora)
+    if phase.reference_sync is not None:
+        if phase.reference != "live" or phase.lora is not None:
+            raise UsageError(
+                f'{where}: reference_sync moves a second model in memory: it needs reference = "live", and no lora, '
+                "under which the reference is the model without its adapter."
+            )
+        follow = resolve.check("prefkit.train.sync:Sync", phase.reference_sync, f"{where}: reference_sync").options
+        phase = dataclasses.replace(phase, reference_sync=follow)
     if phase.samples is not None:
         taken = resolve.check("prefkit.train.samples:SampleOptions", phase.samples, f"{where}: samples").options
         phase = dataclasses.replace(phase, samples=taken)

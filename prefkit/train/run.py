@@ -213,7 +213,8 @@ def run_phase(job: Job, number: int) -> None:
     parallel.alike(made_from)
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
-    now, of_train, of_test = learner.with_reference(job, phase, objective, now, train_set, test_set, prompts)
+    now, of_train, of_test, live = learner.with_reference(job, phase, objective, now, train_set, test_set, prompts)
+    moving = live if phase.reference_sync is not None else None
     optimizer = make_optimizer(now, phase)
     with parallel.first_before_others():
         if parallel.is_first():
@@ -224,14 +225,27 @@ def run_phase(job: Job, number: int) -> None:
         state = {"step": 0, "num_tokens": 0, "metrics_bytes": written, "memory": [], "made_from": made_from}
     else:
         check_unchanged(job, phase.name, state["made_from"], made_from)
-        checkpoint.restore(folder / "checkpoints", now, optimizer)
+        checkpoint.restore(folder / "checkpoints", now, optimizer, moving)
     log = open_log(job, phase, state)
     of_samples = open_samples(job, phase, state["step"])
     tested = None if test_set is None else Tested(objective.on(test_set.whole), test_set.whole, of_test)
     objective = objective.on(train_set.examples)
     memory = [None if values is None else torch.tensor(values, dtype=torch.float64) for values in state["memory"]]
     loop = Loop(
-        job, phase, objective, now, optimizer, train_set, order, steps, of_train, tested, log, of_samples, memory
+        job,
+        phase,
+        objective,
+        now,
+        optimizer,
+        train_set,
+        order,
+        steps,
+        of_train,
+        tested,
+        log,
+        of_samples,
+        memory,
+        moving,
     )
     try:
         with supplied(train_set.examples, lambda: order.shards_needed(state["step"], steps)):

@@ -52,7 +52,7 @@ def without_effect(found: list[str]) -> dict[str, str]:
     """Options of a phase that the losses at these addresses leave without effect or meaning, and why."""
     why = {}
     if not any("reference" in asks(address) for address in found):
-        why["reference"] = "its loss takes none"
+        why["reference"] = why["reference_sync"] = "its loss takes none"
     if any(is_of_whole_step(address) for address in found):
         why["wpo"] = "a loss of the whole step has no loss of a single pair to weigh"
     beyond_pairs = {"answers_P2", "mismatched_M"}

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from prefkit import manifest as manifests
-from prefkit.train import chat, metrics, policy, run
+from prefkit.train import chat, metrics, policy, run, sync
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import TIMING, Silent
 from prefkit.train.pack import Sequence, collate
 from tests.train.conftest import make_model, tree_of
 from tests.train.datasets_for_tests import pipeline, toy_pairs, write_data_set
+from tests.train.test_run import KillAt, Killed
 
 DPO = {"name": "dpo", "objective": "sigmoid", "learning_rate": 1e-3, "pairs_per_step": 6}
 
@@ -111,3 +112,42 @@ def test_answers_are_cut_at_the_public_length(data, tmp_path):
     tokens = [np.concatenate([[s.start], s.tokens]) for n in range(shard.prompts) for s in shard.sequences_of(n)[0]]
     for whole, part in zip(shard.of_pairs(shard.pair_sides).ravel(), shard.of_pairs(shard.public).ravel(), strict=True):
         assert np.array_equal(tokens[part], tokens[whole][: len(tokens[part])])
+
+
+LIVE = {**DPO, "reference": "live", "reference_sync": {"every": 2, "alpha": 0.5}, "checkpoint_every": 3}
+
+
+def test_the_reference_moves_as_trls():
+    callbacks = pytest.importorskip("trl.trainer.callbacks")
+    ready, other, expected = (policy.ready(make_model("Llama"), dtype="float32") for _ in range(3))
+    with torch.no_grad():
+        for parameter in ready.model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    callbacks.SyncRefModelCallback._sync_target_model(ready.model, expected.model, 0.3)
+    sync.move(other, ready, 0.3)
+    for found, wanted in zip(other.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_reference_that_becomes_the_policy_leaves_no_reward(data, tmp_path):
+    """After the last of six steps the reference is the policy, also in the evaluation that follows."""
+    phase = {**LIVE, "reference_sync": {"every": 6, "alpha": 1.0}}
+    result = run.train(pipeline(data, phase), data=data, out=tmp_path / "r")
+    assert result["phases"]["dpo"]["steps"] == 6
+    after = result["phases"]["dpo"]["eval_after"]
+    assert after["eval_rewards/margins"] == 0
+    assert after["eval_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    run.train(pipeline(data, {**DPO, "reference": "live"}), data=data, out=tmp_path / "still")
+    np.testing.assert_allclose(losses(tmp_path / "still"), losses(tmp_path / "r"), atol=1e-6)
+
+
+def test_a_moved_reference_is_resumed_bitwise(data, tmp_path):
+    run.train(pipeline(data, LIVE), data=data, out=tmp_path / "whole")
+    with pytest.raises(Killed):
+        run.train(pipeline(data, LIVE), data=data, out=tmp_path / "killed", progress=KillAt(4))
+    run.train(pipeline(data, LIVE), data=data, out=tmp_path / "killed", resume=True)
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
+    still = {**LIVE, "reference_sync": None}
+    run.train(pipeline(data, still), data=data, out=tmp_path / "still")
+    assert losses(tmp_path / "still")[:2] == losses(tmp_path / "whole")[:2]
+    assert losses(tmp_path / "still")[2] != losses(tmp_path / "whole")[2], "the first move comes after the second step"

@@ -123,6 +123,21 @@ def test_losses_of_the_whole_step_on_two_ranks(data, tmp_path):
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.parametrize(
+    "modified",
+    [
+        {"wpo": True, "ld_alpha": 0.3, "reference": "live", "reference_sync": {"every": 2, "alpha": 0.5}},
+        {"objective": [{"use": "kto"}, {"use": "plackett_luce"}], "sft_weight": 0.1},
+    ],
+)
+def test_modifiers_on_two_ranks(data, tmp_path, modified):
+    """Weights, cut answers, answers under foreign prompts, and a reference that is dealt to ranks and moved."""
+    phases = [{**DPO, **modified, "max_steps": 4}]
+    train(data, tmp_path / "one", phases, TINY)
+    on_ranks(2, train, data, tmp_path / "two", phases, TINY, said=tmp_path / "said")
+    assert_same(tmp_path / "two", tmp_path / "one")
+
+
 def test_live_reference_recomputed_activations_and_offload(data, tmp_path):
     """A reference in memory, gradient checkpointing and CPU offload change nothing, on one rank or on two."""
     plain = {**DPO, "max_steps": 3}
