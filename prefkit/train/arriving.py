@@ -188,6 +188,16 @@ class Arriving:
             for tree in examples.trees(local, max_tokens)
         ]
 
+    def public_of(self, pairs: np.ndarray) -> np.ndarray:
+        """The sequences that are these pairs' answers cut at the length of the shorter one, as [pairs, 2]."""
+        public = np.empty((len(pairs), 2), np.int64)
+        of_shard = np.searchsorted(self.row_base, pairs, side="right") - 1
+        for number in np.unique(of_shard).tolist():
+            view, mine = self.supply.get(number), of_shard == number
+            at = np.searchsorted(view.pair_rows, pairs[mine] - self.row_base[number])
+            public[mine] = view.of_pairs(view.public)[at] + (number << 32)
+        return public
+
     def origin_of_pair(self, pair: int) -> tuple[int, int]:
         """Shard, and row in it, of a pair."""
         shard = int(np.searchsorted(self.row_base, pair, side="right")) - 1

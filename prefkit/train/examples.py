@@ -6,6 +6,7 @@ or an answer in supervised fine-tuning.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -138,8 +139,12 @@ class Examples:
         ]
         return np.concatenate([np.zeros((0, 2), np.int64), *parts])
 
-    def public(self) -> np.ndarray:
-        """The sequences that are every pair's answers cut at the length of the shorter one, as [pairs, 2]."""
+    def public_of(self, pairs: np.ndarray) -> np.ndarray:
+        """The sequences that are these pairs' answers cut at the length of the shorter one, as [pairs, 2]."""
+        return self._public[pairs]
+
+    @cached_property
+    def _public(self) -> np.ndarray:
         parts = [shard.of_pairs(shard.public) + b for shard, b in zip(self.shards, self.sequence_base, strict=False)]
         return np.concatenate([np.zeros((0, 2), np.int64), *parts])
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,15 +103,15 @@ class Term:
 class Preference:
     """A weighted sum of losses of `prefkit.train.losses`; the rewards are the first one's.
 
-    `margins` are those of every pair of the split that it is used on, if a loss asks for them; `public`, under
-    `ld_alpha`, the sequences that are its answers cut at the length of the shorter one.
+    `margins` are those of every pair of the split that it is used on, if a loss asks for them; `public_of` tells, under
+    `ld_alpha`, the sequences that are a pair's answers cut at the length of the shorter one.
     """
 
     terms: Sequence[Term]
     margins: Tensor | None = None
     wpo: bool = False
     ld_alpha: float | None = None
-    public: Tensor | None = None
+    public_of: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
     def of(
@@ -133,8 +134,7 @@ class Preference:
     def on(self, examples: Examples | Arriving) -> Preference:
         """The same objective for the pairs of one split; TrainError if a loss asks for scores that they have not."""
         if self.ld_alpha is not None:
-            assert isinstance(examples, Examples), "ld_alpha does not stream"
-            self = replace(self, public=torch.from_numpy(examples.public()))
+            self = replace(self, public_of=examples.public_of)
         if not self.asks_for("margins_P"):
             return self
         margins = torch.from_numpy(examples.margins())
@@ -197,10 +197,10 @@ class Preference:
         ``log pi`` up to the public length plus ``ld_alpha`` times the rest (arXiv:2409.06411, eq. 9), lengths whole.
         """
         whole = pair_logps(logps_Q, pairs)
-        if self.ld_alpha is None or self.public is None:
+        if self.ld_alpha is None or self.public_of is None:
             return whole
         rows_Q, order_Q = pairs.sequence_rows_Q.sort()
-        wanted_P2 = self.public.to(rows_Q.device)[pairs.pair_rows_P]
+        wanted_P2 = torch.from_numpy(self.public_of(pairs.pair_rows_P.cpu().numpy())).to(rows_Q.device)
         public_P2 = logps_Q[order_Q[torch.searchsorted(rows_Q, wanted_P2)]]
         alpha = self.ld_alpha
         return replace(

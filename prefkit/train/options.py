@@ -203,8 +203,6 @@ def _check_together(phase: Phase, foreign: Mapping[str, str], where: str) -> Non
         raise UsageError(f'{where}: option "cpu_offload" has no effect with lora.')
     if phase.stream and "reference" not in foreign and phase.reference == "cached":
         raise UsageError(f'{where}: stream = true computes no reference beforehand. Set reference = "live".')
-    if phase.stream and phase.ld_alpha is not None:
-        raise UsageError(f"{where}: ld_alpha needs the lengths of all answers beforehand. Leave it or stream out.")
     if phase.compile and phase.activation_checkpointing == "matmuls":
         raise UsageError(
             f'{where}: activation_checkpointing = "matmuls" has no effect on compiled layers: the compiler decides what'

@@ -48,7 +48,16 @@ def streamed(data, out, base, *phases, **options):
     return run.train(pipeline(out.parent, *phases, path=base), data=data, out=out, **options)
 
 
-@pytest.mark.parametrize("phase", [LIVE, {**LIVE, "lora": {"r": 2}}, {**SFT, "column": "prompt", "shuffle_window": 1}])
+@pytest.mark.parametrize(
+    "phase",
+    [
+        LIVE,
+        {**LIVE, "lora": {"r": 2}},
+        {**LIVE, "ld_alpha": 0.5, "wpo": True},
+        {**LIVE, "objective": [{"use": "kto"}, {"use": "odpo"}, {"use": "plackett_luce"}]},
+        {**SFT, "column": "prompt", "shuffle_window": 1},
+    ],
+)
 def test_streaming_changes_nothing_where_all_rows_can_be_used(data, base, tmp_path, phase):
     if phase.get("column"):
         data = tmp_path / "d"
@@ -164,8 +173,6 @@ def test_index_that_a_shard_contradicts_is_refused(data, base, tmp_path, monkeyp
 def test_stream_needs_a_live_reference(tmp_path):
     with pytest.raises(UsageError, match='Set reference = "live"'):
         check(pipeline(tmp_path, {**DPO, "stream": True}))
-    with pytest.raises(UsageError, match="ld_alpha needs the lengths of all answers"):
-        check(pipeline(tmp_path, {**LIVE, "stream": True, "ld_alpha": 0.5}))
     check(pipeline(tmp_path, {"objective": "simpo", "stream": True}, {**SFT, "stream": True}))
 
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -333,7 +334,8 @@ def test_ld_alpha_equals_trl(name, ld_alpha, token_logps, reference_sums):
         torch.cat([LENGTHS, shared])[order], order + 7, where[: 2 * PAIRS].reshape(2, PAIRS).T, torch.arange(PAIRS)
     )
     objective = Preference.of([Weighted(1.0, Call(f"prefkit.train.losses:{name}", {"beta": 0.3}))], ld_alpha=ld_alpha)
-    objective = replace(objective, public=torch.arange(2 * PAIRS, 4 * PAIRS).reshape(2, PAIRS).T + 7)
+    public = np.arange(2 * PAIRS, 4 * PAIRS).reshape(2, PAIRS).T + 7
+    objective = replace(objective, public_of=public.__getitem__)
     output, _ = objective.judge(objective.given(of(own), of(base), pairs))
     ld_reference = (base * inside).sum(1) + ld_alpha * (base * ~inside).sum(1)
     expected, log = trl_dpo(own, ld_reference, [name], beta=0.3, ld_alpha=ld_alpha)

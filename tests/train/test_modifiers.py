@@ -97,7 +97,7 @@ def test_pairs_left_out_take_their_cut_answers_along(data, tmp_path):
     examples = examples_of(data, tmp_path, Tokenising(None, "truncate", None, public=True))
     kept = examples.keeping(np.arange(len(examples.pairs())) % 3 == 1)
     for tree in (tree for prompt in range(examples.prompts) for tree in kept.trees(prompt, 8192)):
-        needed = np.r_[examples.pairs()[tree.pair_rows_P], examples.public()[tree.pair_rows_P]]
+        needed = np.r_[examples.pairs()[tree.pair_rows_P], examples.public_of(tree.pair_rows_P)]
         assert set(tree.sequence_rows_Q) == set(needed.ravel())
 
 
@@ -105,7 +105,7 @@ def test_answers_are_cut_at_the_public_length(data, tmp_path):
     plain = examples_of(data, tmp_path, Tokenising(None, "truncate", None))
     cut = examples_of(data, tmp_path, Tokenising(None, "truncate", None, public=True))
     assert (plain.tree_tokens() == cut.tree_tokens()).all(), "a prefix costs no token"
-    sides, public = cut.lengths()[cut.pairs()], cut.lengths()[cut.public()]
+    sides, public = cut.lengths()[cut.pairs()], cut.lengths()[cut.public_of(np.arange(len(cut.pairs())))]
     assert (sides[:, 0] != sides[:, 1]).any()
     assert (public == sides.min(1, keepdims=True)).all()
     shard = cut.shards[0]
