@@ -9,6 +9,7 @@ if it has not, the cached log-probabilities are another model's, and the run sto
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import threading
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import TrainError
-from prefkit.manifest import Manifest
-from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, sync, whole_step
+from prefkit.manifest import Manifest, write_text_atomically
+from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, slices, sync, whole_step
+from prefkit.train.alarms import Alarms
 from prefkit.train.arriving import Arriving
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import Progress
@@ -82,6 +84,7 @@ class Tested:
     objective: Preference | Supervised
     examples: Examples
     reference_logps: np.ndarray | None
+    labels: slices.Labels
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Loop:
     tested: Tested | None
     log: metrics.Log | metrics.NoLog
     samples: Samples | None
+    slices: slices.Sums | None
     memory: list[Tensor | None]  # what the losses remember of the steps so far, one a loss; goes into checkpoints
     moving: Policy | None  # the live reference, if the phase moves it; goes into checkpoints as well
 
@@ -147,7 +151,8 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             tokens += step.tokens
             done = at + 1
             speed = {"pairs_per_second": step.examples / seconds, "tokens_per_second": step.tokens / seconds}
-            loop.log.write(done, {"epoch": loop.order.epoch(done), **figures, "num_tokens": tokens, **speed})
+            line = {"epoch": loop.order.epoch(done), **figures, **sliced(loop, done)}
+            loop.log.write(done, {**line, "num_tokens": tokens, **speed})
             progress.update(phase.name, done, loop.steps, in_short(figures, speed))
             alarmed, stop = parallel.any_rank(loop.log.stopped, interrupted())
             last = done == loop.steps or alarmed
@@ -161,6 +166,8 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
                 sample_now(loop, done)
             if last or done % phase.checkpoint_every == 0 or stop:
                 kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length(), "memory": remembered(loop)}
+                if loop.slices is not None:
+                    kept["slices"] = parallel.summed(torch.from_numpy(loop.slices.sums.copy())).tolist()
                 del kept["step"]
                 folder = loop.job.out / phase.name / "checkpoints"
                 checkpoint.save(
@@ -173,6 +180,15 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             if alarmed:
                 progress.note(f"{phase.name} ends after step {done} of {loop.steps}, as alarms.stop asks.")
                 break
+
+
+def sliced(loop: Loop, done: int) -> dict[str, Any]:
+    """The figures by slice, with the last step of a window of them."""
+    window = Alarms(**loop.phase.alarms or {}).window
+    if loop.slices is None or (done % window and done != loop.steps):
+        return {}
+    parallel.summed(torch.from_numpy(loop.slices.sums))
+    return {"slices": loop.slices.taken()}
 
 
 def in_short(figures: dict[str, float], speed: dict[str, float]) -> str:
@@ -203,6 +219,10 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
     norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
     sums = parallel.summed(torch.stack([result.figures_NP.sum(1) for result in results]).sum(0).double().cpu()).tolist()
     figures = {name: value / step.examples for name, value in zip(loop.objective.names, sums, strict=True)}
+    if loop.slices is not None:
+        columns_NP = torch.cat([result.figures_NP.cpu() for result in results], dim=1).double().numpy()
+        rows_P = torch.cat([bin.pair_rows_P for bin in step.bins]).numpy()
+        loop.slices.add(rows_P, dict(zip(loop.objective.names, columns_NP, strict=True)))
     if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
         raise not_finite(loop, step, results, at)
     if at == 0:
@@ -267,14 +287,17 @@ def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> Train
     ranks = parallel.gathered([mine.tolist(), mine[~losses.isfinite()].tolist()])
     rows, bad = (sorted(row for rank in ranks for row in rank[which]) for which in (0, 1))
     what = "the loss" if bad else "the gradient"
-    named = pair_ids(
-        loop.job,
-        [(examples.origin_of_pair if preferences else examples.origin_of_sequence)(row) for row in bad or rows],
-    )
+    origin = examples.origin_of_pair if preferences else examples.origin_of_sequence
+    batch = dict(zip(rows, pair_ids(loop.job, [origin(row) for row in rows]), strict=True))
+    named = [batch[row] for row in bad or rows]
+    path = loop.job.out / loop.phase.name / "not-finite.json"
+    if parallel.is_first():
+        table = {"step": at + 1, "what": what, "pairs": named, "batch": list(batch.values())}
+        write_text_atomically(path, json.dumps(table, indent=1) + "\n")
     shown = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
     return TrainError(
         f"{loop.phase.name}: {what} of step {at + 1} is not finite; the weights are as before it. "
-        f'Pairs: {shown}. Try a lower learning_rate, or dtype = "float32".'
+        f'Pairs: {shown}; the whole batch stands in {path}. Try a lower learning_rate, or dtype = "float32".'
     )
 
 
@@ -303,6 +326,7 @@ def evaluate_now(loop: Loop, step: int) -> None:
         base = loop.tested.reference_logps if loop.moving is None else of(loop.moving)
         figures = evaluate.pair_figures(objective, examples, logps, base, loop.memory)
         result = evaluate.summary(figures, evaluate.prompt_of_pairs(examples))
+        result |= {"slices": slices.table(loop.tested.labels, figures)} if loop.tested.labels else {}
     else:
         result = {"pairs": len(logps), "loss": float(-logps.sum(dtype=np.float64) / examples.lengths().sum())}
     loop.log.write(step, {f"eval_{name}": value for name, value in result.items()})

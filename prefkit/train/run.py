@@ -44,6 +44,7 @@ from prefkit.train import (
     sampling,
     shards,
     sinks,
+    slices,
     tokenizer,
 )
 from prefkit.train.adapters import Lora
@@ -228,9 +229,12 @@ def run_phase(job: Job, number: int) -> None:
         checkpoint.restore(folder / "checkpoints", now, optimizer, moving)
     log = open_log(job, phase, state)
     of_samples = open_samples(job, phase, state["step"])
-    tested = None if test_set is None else Tested(objective.on(test_set.whole), test_set.whole, of_test)
+    tested = None
+    if test_set is not None:
+        tested = Tested(objective.on(test_set.whole), test_set.whole, of_test, slices.of(test_set.whole))
     objective = objective.on(train_set.examples)
     memory = [None if values is None else torch.tensor(values, dtype=torch.float64) for values in state["memory"]]
+    sums = slices.begun(train_set.examples, objective.names, state.get("slices"))
     loop = Loop(
         job,
         phase,
@@ -244,6 +248,7 @@ def run_phase(job: Job, number: int) -> None:
         tested,
         log,
         of_samples,
+        sums,
         memory,
         moving,
     )

@@ -251,6 +251,9 @@ def test_nan_names_the_pairs_and_spares_the_weights(data, tmp_path, monkeypatch)
     out = tmp_path / "r"
     with pytest.raises(TrainError, match=r"loss of step 3 is not finite.*Pairs: pair of What is"):
         trained(data, out, {**DPO, "checkpoint_every": 1})
+    saved = json.loads((out / "dpo" / "not-finite.json").read_text())
+    assert (saved["step"], saved["what"], len(saved["batch"])) == (3, "the loss", 6)
+    assert set() < set(saved["pairs"]) < set(saved["batch"])
     monkeypatch.setattr(loop.Policy, "sequence_logps", whole)
     run.train(pipeline(data, {**DPO, "checkpoint_every": 1}), data=data, out=out, resume=True)
     assert losses(out) == trained(data, tmp_path / "whole", {**DPO, "checkpoint_every": 1})
