@@ -92,7 +92,7 @@ def _train(given: argparse.Namespace) -> int:
 
     with parallel.joined(given.rank_timeout):
         given.quiet = given.quiet or not parallel.is_first()
-        return _train_here(given)
+        return 0 if given.dry_run and not parallel.is_first() else _train_here(given)
 
 
 def _train_here(given: argparse.Namespace) -> int:

@@ -102,7 +102,7 @@ def _folder_of_all_ranks(target: Path) -> Iterator[Path]:
 
 
 def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer, reference: Policy | None) -> None:
-    """What this rank holds of weights and moments, and its random state."""
+    """What this rank holds of weights and moments; the first rank's random state."""
     parameters = policy.trained()
     moments = {
         f"{name}.{moment}": parallel.local(optimizer.state[parameter][moment]).cpu()
@@ -110,8 +110,8 @@ def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer, 
         if parameter in optimizer.state  # empty before the first step
         for moment in MOMENTS
     }
-    random = {"random_state": torch.get_rng_state()}
-    if policy.device.type == "cuda":
+    random = {"random_state": torch.get_rng_state()} if parallel.is_first() else {}
+    if policy.device.type == "cuda" and parallel.is_first():
         random["cuda_random_state"] = torch.cuda.get_rng_state()
     parts = parallel.size() if policy.sharded else 1
     part = "" if parts == 1 else f"-{parallel.rank() + 1:05d}-of-{parts:05d}"
@@ -174,8 +174,9 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, refe
             # AdamW keeps its step count on the CPU unless it is fused on a GPU; `load_state_dict` knows where.
             optimizer.state[parameter] = {**moments, "step": optimised[0].get_tensor(f"{name}.step")}
     optimizer.load_state_dict(optimizer.state_dict())
-    torch.set_rng_state(optimised[0].get_tensor("random_state"))
-    if policy.device.type == "cuda":
+    if parallel.is_first():  # others draw numbers of their own
+        torch.set_rng_state(optimised[0].get_tensor("random_state"))
+    if policy.device.type == "cuda" and parallel.is_first():
         torch.cuda.set_rng_state(optimised[0].get_tensor("cuda_random_state"))
 
 

@@ -71,6 +71,8 @@ def with_reference(
     if phase.lora is not None:
         learner = policy.add_lora(start, Lora(**phase.lora))
         prepare_layers(job, phase, learner)
+    if not parallel.is_first():
+        torch.manual_seed(phase.seed + parallel.rank())  # adapters begin alike, dropout falls on each rank's own bins
 
     @torch.no_grad()
     def reference_of(bin: Bin) -> Tensor:

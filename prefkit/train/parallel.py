@@ -179,6 +179,8 @@ def shard(model: Any, device: torch.device, *, low_precision: bool, cpu_offload:
 
     Gradients are summed over the ranks, not averaged: the loss is divided by the whole step's pairs already.
     """
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise TrainError(f"dealing weights to ranks needs torch 2.13 or later, and this is {torch.__version__}.")
     if not dist.is_initialized():  # one process that offloads
         dist.init_process_group(backend(), store=dist.HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (size(),))

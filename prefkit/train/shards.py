@@ -25,7 +25,7 @@ from typing import BinaryIO
 from prefkit import manifest, urls
 from prefkit.errors import DataError
 from prefkit.manifest import Manifest, Shard, file_sha256, write_text_atomically
-from prefkit.train import files
+from prefkit.train import files, parallel
 
 SOURCE = "source.json"
 GIGABYTE = 10**9
@@ -111,7 +111,7 @@ def _make_room(folder: Path, room: int) -> None:
     """Delete the files that were asked for longest ago until the others are at most `room` bytes."""
     by_age = sorted((path for path in folder.glob("*.parquet")), key=lambda path: path.stat().st_mtime_ns)
     total = sum(path.stat().st_size for path in by_age)
-    for path in by_age[: 1 - ALWAYS_KEPT]:
+    for path in by_age[: 2 - ALWAYS_KEPT - parallel.size()]:  # each rank may be about to read one
         if total <= room:
             break
         total -= path.stat().st_size

@@ -1,7 +1,11 @@
 """The same curve and the same weights on any number of ranks, and what happens when one of them fails."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from prefkit.cli import main
 from prefkit.train import loop, metrics, parallel, run
 from prefkit.train.metrics import TIMING
 from tests.train.datasets_for_tests import TINY, pipeline, toy_pairs, write_data_set
@@ -242,6 +247,35 @@ def test_what_is_wrong_on_one_rank_is_said_once(data, tmp_path):
     codes = finish(start(2, train, data, tmp_path / "r", [{**DPO, "beta": -1}], TINY, said=tmp_path / "2"))
     assert codes == [2, 2]
     assert spoken(tmp_path / "2").count("\n") == 1
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    return ["train", str(out.parent / "p.toml"), "--data", str(data), "--out", str(out), "--quiet", *more]
+
+
+@pytest.mark.slow
+def test_torchrun_and_kill_9(data, tmp_path):
+    """The command line as people use it; one of two processes is killed, and one process goes on."""
+    model = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
+    options = {**DPO, "epochs": 4, "eval_every": 100}
+    phase = "\n".join(f"{key} = {json.dumps(value)}" for key, value in options.items())
+    file, out = tmp_path / "p.toml", tmp_path / "run"
+    file.write_text(f"[model]\ntokenizer = {{ vocab_size = 400 }}\n[model.config]\n{model}\n[[train]]\n{phase}\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "prefkit"]
+    running = subprocess.Popen([*torchrun, *command(data, out)], stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("dpo/checkpoints/step-0000001*")):
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.02)
+    ranks = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    words = running.communicate(timeout=100)[1]
+    assert running.returncode != 0
+    assert words.count("prefkit: rank 0 lost another rank, which died or did not answer for 1800 s.") == 1, words
+    assert "prefkit/train" not in words  # no traceback of ours
+    assert not (out / "model").exists()
+    assert main(command(data, out, "--resume")) == 0
+    assert main(command(data, tmp_path / "whole")) == 0
+    assert_same(out, tmp_path / "whole")
 
 
 def exchange(values: list) -> None:
