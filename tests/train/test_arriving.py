@@ -1,5 +1,6 @@
 """Streaming: the same training as with tokens made before, wherever the shards are, and without waiting for all."""
 
+import os
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ from prefkit.train import arriving, chat, metrics, run, shards
 from prefkit.train.options import check
 from tests.pairs import servers
 from tests.train.datasets_for_tests import pair, pipeline, toy_pairs, write_data_set
+from tests.train.ranks_for_tests import on_ranks, start
 from tests.train.test_run import DPO, SFT, KillAt, Killed, lines
 from tests.train.test_sampling import SAMPLED, scored_pairs
 
@@ -71,6 +73,30 @@ def test_streaming_changes_nothing_where_all_rows_can_be_used(data, base, tmp_pa
     streamed(data, tmp_path / "while", base, {**phase, "stream": True}, cache=tmp_path / "empty")
     assert lines(tmp_path / "while") == lines(tmp_path / "before")
     assert len(lines(tmp_path / "while")) >= 3
+
+
+def train_on_rank(data, out, base, resume):
+    """What each rank does; ranks share a cache, and tokenise each shard once."""
+    made = []
+    whole = chat.write_shard
+    chat.write_shard = lambda *given: (made.append(given[1].path), whole(*given))[1]
+    phase = {**LIVE, "stream": True, "checkpoint_every": 4}
+    try:
+        streamed(data, out, base, phase, cache=out / "cache", resume=resume, progress=None if resume else KillAt(7))
+    finally:
+        (out / f"made-{os.getpid()}").write_text("\n".join(made))
+
+
+def test_two_ranks_stream_the_same_steps(data, base, tmp_path):
+    streamed(data, tmp_path / "one", base, LIVE)
+    for process in start(2, train_on_rank, data, tmp_path / "two", base, False, said=tmp_path / "killed"):
+        process.join(120)
+        assert process.exitcode
+    on_ranks(2, train_on_rank, data, tmp_path / "two", base, True, said=tmp_path / "said")
+    steps = [[line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("two", "one")]
+    np.testing.assert_allclose(*steps, atol=1e-6)
+    made = [name for path in (tmp_path / "two").glob("made-*") for name in path.read_text().splitlines()]
+    assert sorted(made) == sorted(shard.path for shard in manifest.read(data).shards)
 
 
 def test_killed_and_resumed_elsewhere_from_a_url_is_the_same(data, base, remote, tmp_path, monkeypatch):
