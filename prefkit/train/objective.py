@@ -180,14 +180,17 @@ class Preference:
         return LossOutput(losses_P, outputs[0].chosen_rewards_P, outputs[0].rejected_rewards_P), kept
 
     def given(self, logps_Q: Tensor, reference_Q: Tensor | None, pairs: Bin | Layout) -> Given:
-        """All that a loss may ask for, of the pairs of one bin or several."""
-        of_pair = torch.zeros_like(logps_Q, dtype=torch.bool).index_fill(0, pairs.pairs_P2.flatten(), True)
+        """All that the losses ask for, of the pairs of one bin or several."""
+        mismatched_M = None
+        if reference_Q is not None and self.asks_for("mismatched_M"):
+            of_pair = torch.zeros_like(logps_Q, dtype=torch.bool).index_fill(0, pairs.pairs_P2.flatten(), True)
+            mismatched_M = (logps_Q - reference_Q).detach()[~of_pair]
         return Given(
-            self.sides(logps_Q, pairs),
-            None if reference_Q is None else self.sides(reference_Q, pairs),
-            None if self.margins is None else self.margins[pairs.pair_rows_P.cpu()].to(logps_Q),
-            pairs.sequence_rows_Q[pairs.pairs_P2],
-            None if reference_Q is None else (logps_Q - reference_Q).detach()[~of_pair],
+            policy=self.sides(logps_Q, pairs),
+            reference=None if reference_Q is None else self.sides(reference_Q, pairs),
+            margins_P=None if self.margins is None else self.margins[pairs.pair_rows_P.cpu()].to(logps_Q),
+            answers_P2=pairs.sequence_rows_Q[pairs.pairs_P2],
+            mismatched_M=mismatched_M,
             undamped=pair_logps(logps_Q, pairs),
         )
 
@@ -230,16 +233,17 @@ class Preference:
         return BinLoss(
             total=output.losses_P.sum() / step.examples,
             figures_NP=torch.stack([columns[name] for name in self.names]),
-            expected=self.expected(given, states, weights_P),
+            expected=self.expected(reference_Q, bin, states, weights_P),
             states=kept,
         )
 
-    def expected(self, given: Given, states: States, weights_P: Tensor | None) -> Tensor | None:
+    def expected(
+        self, reference_Q: Tensor | None, bin: Bin | Layout, states: States, weights_P: Tensor | None
+    ) -> Tensor | None:
         """The sum that the losses would have if the policy were the reference."""
-        if given.reference is None or given.mismatched_M is None:
+        if reference_Q is None:
             return None
-        same = replace(given, policy=given.reference, mismatched_M=torch.zeros_like(given.mismatched_M))
-        return self.judge(same, states, weights_P)[0].losses_P.sum()
+        return self.judge(self.given(reference_Q, reference_Q, bin), states, weights_P)[0].losses_P.sum()
 
 
 def check_shape(objective: Preference, address: str) -> None:
@@ -253,7 +257,7 @@ def check_shape(objective: Preference, address: str) -> None:
             LogProbs(*(column[pairs] for column in (-base, -base.flip(0).sqrt(), base.round(), base.round() + 2)))
             for base in (torch.linspace(20.0, 60.0, 6), torch.linspace(22.0, 55.0, 6))
         )
-        numbers = torch.arange(12).reshape(6, 2)[pairs]
+        numbers = (torch.arange(6)[:, None] + torch.arange(2))[pairs]  # one ranking
         given = Given(
             policy, reference, torch.linspace(0.5, 3.0, 6)[pairs], numbers, torch.linspace(-1.0, 2.0, 5), None, policy
         )

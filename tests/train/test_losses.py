@@ -8,12 +8,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from prefkit.errors import UsageError
 from prefkit.resolve import Call, functions_of, options_of
 from prefkit.train import losses
 from prefkit.train.losses import LogProbs
 from prefkit.train.losses.common import f_scores
-from prefkit.train.objective import Given, Preference, Term
+from prefkit.train.losses.whole_step import everything_beaten
+from prefkit.train.objective import Given, Preference, Term, check_shape
 from prefkit.train.pack import Layout
 from prefkit.train.terms import Weighted
 
@@ -474,12 +478,53 @@ def test_smoothing_stops_at_its_own_confidence():
     assert chosen.grad.abs().item() < 1e-7
 
 
+@pytest.mark.parametrize("name", functions_of(losses))
+def test_what_is_not_said_to_look_at_the_whole_step_does_not(name):
+    """Bins see a part of the step each; whoever needs all pairs says so by what it returns."""
+    term = Term.of(1.0, Call(f"prefkit.train.losses:{name}", {}))
+    check_shape(Preference([term]), name)
+    if term.whole_step:
+        with pytest.raises(UsageError, match="one value a pair"):
+            check_shape(Preference([replace(term, whole_step=False)]), name)
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)).filter(lambda pair: pair[0] != pair[1]), max_size=14))
+def test_everything_beaten_is_the_transitive_closure(pairs):
+    """Against repeated squaring of the matrix of comparisons, cycles and all."""
+    beats = np.zeros((8, 8), dtype=bool)
+    for better, worse in pairs:
+        beats[better, worse] = True
+    for _ in range(3):
+        beats |= beats @ beats
+    np.fill_diagonal(beats, False)
+    expected = {better: np.flatnonzero(beats[better]).tolist() for better, _ in pairs}
+    assert everything_beaten(pairs) == expected
+
+
+@given(st.permutations(range(PAIRS)), st.sampled_from(["aot", "aot_unpaired", "bco_pair", "plackett_luce"]))
+def test_losses_of_the_whole_step_do_not_care_for_the_order_of_pairs(order, name):
+    torch.manual_seed(5)
+    sums, base = -torch.rand(2, 2 * PAIRS, dtype=torch.float64) * 9
+    answers = torch.tensor([[0, 1], [1, 2], [5, 6], [7, 0], [3, 4]])
+
+    def value(rows):
+        given = [as_logprobs(s.reshape(2, PAIRS)[:, rows].flatten()) for s in (sums, base)]
+        extra = {"bco_pair": [None], "plackett_luce": [answers[rows]]}.get(name, [])
+        if name == "plackett_luce":  # an answer has one log-probability wherever it stands
+            of_answer = [torch.linspace(-9, -2, 8, dtype=torch.float64), torch.linspace(-5, -3, 8, dtype=torch.float64)]
+            given = [LogProbs(*s[answers[rows]].T, *LENGTHS.chunk(2)) for s in of_answer]
+        return getattr(losses, name)(*given, *extra, beta=0.3).losses_N.mean()
+
+    assert torch.allclose(value(list(order)), value(list(range(PAIRS))), rtol=1e-12)
+
+
 def test_extreme_margins_stay_finite():
     chosen = torch.tensor([1e4, -1e4], requires_grad=True)
     zero, one = torch.zeros(2), torch.ones(2)
     reference = LogProbs(zero, zero, one, one)
-    for name in OF_TRL:
-        output = getattr(losses, name)(LogProbs(chosen, zero, one, one), reference, beta=1.0)
-        (grad,) = torch.autograd.grad(output.losses_P.sum(), chosen)
-        assert output.losses_P.isfinite().all()
+    extra = {"bco_pair": [None], "kto": [torch.tensor([1e4, 3.0])], "plackett_luce": [torch.arange(4).reshape(2, 2)]}
+    for name in [*OF_TRL, "aot", "aot_unpaired", *extra]:
+        output = getattr(losses, name)(LogProbs(chosen, zero, one, one), reference, *extra.get(name, []), beta=1.0)
+        (grad,) = torch.autograd.grad(output[0].sum(), chosen)
+        assert output[0].isfinite().all()
         assert grad.isfinite().all()

@@ -125,6 +125,7 @@ def test_a_sum_of_losses(tmp_path: Path) -> None:
         ('"hinge"\nlabel_smoothing = 0.1', 'objective "hinge" has no option "label_smoothing"'),
         ('"nca_pair"\nf_divergence = "forward_kl"', 'has no option "f_divergence"'),
         ('"sigmoid"\nf_divergence = "hellinger"', "f_divergence"),
+        ('"sigmoid"\nf_divergence = nan', "f_divergence"),
         ('"exo_pair"\nlabel_smoothing = 0.0', "label_smoothing"),
         ('"orpo"\nreference = "live"', 'has no effect on objective "orpo": its loss takes none'),
         ('"aot"\nwpo = true', "a loss of the whole step has no loss of a single pair"),

@@ -7,6 +7,7 @@ Shape suffixes: P pairs, N values of a loss that looks at the whole step.
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ NotNegative = Annotated[float, Ge(0)]
 FlipRate = Annotated[float, Ge(0), Lt(0.5)]
 
 # A number is the alpha of an alpha-divergence: 1 is the reverse, 0 the forward KL divergence.
-FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence"] | float
+FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence"] | Annotated[float, Gt(-inf), Lt(inf)]
 LARGEST_EXPONENT = 80.0  # exp of it is still a float32
 
 
