@@ -26,6 +26,7 @@ from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.logps import pair_logps
 from prefkit.train.losses import LogProbs, LossOutput, StepOutput, chosen_nll
+from prefkit.train.losses.common import mean_logps
 from prefkit.train.options import Phase
 from prefkit.train.pack import Bin, Layout
 from prefkit.train.stream import Step
@@ -93,6 +94,8 @@ class Term:
         for name in asks:
             if name not in FIELDS:
                 raise UsageError(f"{call.address} asks for {name}; a loss is given {', '.join(FIELDS)}.")
+        if "mismatched_M" in asks and "reference" not in asks:
+            raise UsageError(f"{call.address} asks for mismatched_M, which are log-ratios, but for no reference.")
         return cls(weight, call.function(), asks, terms.is_of_whole_step(call.address))
 
     def __call__(self, given: Given, state: Tensor | None) -> LossOutput | StepOutput:
@@ -111,6 +114,7 @@ class Preference:
     margins: Tensor | None = None
     wpo: bool = False
     ld_alpha: float | None = None
+    length_normalisation: bool = False
     public_of: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
@@ -121,6 +125,7 @@ class Preference:
         *,
         wpo: bool = False,
         ld_alpha: float | None = None,
+        length_normalisation: bool = False,
     ) -> Preference:
         """The losses that a pipeline file names, with the supervised term that may be added to them."""
         made = [Term.of(weight, call) for weight, call in losses]
@@ -129,7 +134,7 @@ class Preference:
                 check_shape(cls([term]), call.address)
         if sft_weight:
             made.append(Term(sft_weight, chosen_nll, ["undamped"], whole_step=False))
-        return cls(made, wpo=wpo, ld_alpha=ld_alpha)
+        return cls(made, wpo=wpo, ld_alpha=ld_alpha, length_normalisation=length_normalisation)
 
     def on(self, examples: Examples | Arriving) -> Preference:
         """The same objective for the pairs of one split; TrainError if a loss asks for scores that they have not."""
@@ -195,13 +200,22 @@ class Preference:
         )
 
     def sides(self, logps_Q: Tensor, pairs: Bin | Layout) -> LogProbs:
-        """Both answers' log-probabilities; under `ld_alpha`, tokens beyond the length of the shorter one weigh less.
+        """Both answers' log-probabilities as the modifiers make them; lengths stay those of whole answers."""
+        sides = pair_logps(logps_Q, pairs)
+        if self.ld_alpha is not None and self.public_of is not None:
+            sides = self.damped(sides, logps_Q, pairs)
+        if self.length_normalisation:
+            chosen_P, rejected_P = mean_logps(sides)
+            sides = replace(sides, chosen_P=chosen_P, rejected_P=rejected_P)
+        return sides
 
-        ``log pi`` up to the public length plus ``ld_alpha`` times the rest (arXiv:2409.06411, eq. 9), lengths whole.
+    def damped(self, whole: LogProbs, logps_Q: Tensor, pairs: Bin | Layout) -> LogProbs:
+        """Under `ld_alpha`, tokens beyond the length of the shorter answer weigh less.
+
+        ``log pi`` up to the public length plus ``ld_alpha`` times the rest (arXiv:2409.06411, eq. 9).
         """
-        whole = pair_logps(logps_Q, pairs)
-        if self.ld_alpha is None or self.public_of is None:
-            return whole
+        assert self.ld_alpha is not None
+        assert self.public_of is not None
         rows_Q, order_Q = pairs.sequence_rows_Q.sort()
         wanted_P2 = torch.from_numpy(self.public_of(pairs.pair_rows_P.cpu().numpy())).to(rows_Q.device)
         public_P2 = logps_Q[order_Q[torch.searchsorted(rows_Q, wanted_P2)]]
@@ -300,7 +314,13 @@ def of_phase(phase: Phase, losses: list[Weighted]) -> Preference | Supervised:
     """What the phase optimises."""
     if not losses:
         return Supervised()
-    return Preference.of(losses, phase.sft_weight, wpo=phase.wpo, ld_alpha=phase.ld_alpha)
+    return Preference.of(
+        losses,
+        phase.sft_weight,
+        wpo=phase.wpo,
+        ld_alpha=phase.ld_alpha,
+        length_normalisation=phase.length_normalisation,
+    )
 
 
 def tokenising(phase: Phase, objective: Preference | Supervised) -> Tokenising:

@@ -66,6 +66,7 @@ class Phase:
     max_grad_norm: NotNegative = 1.0  # clip the gradient of the whole step to this norm; 0: never
     sft_weight: NotNegative = 0.0  # preferences: weight of the chosen answer's mean negative log-likelihood
     wpo: bool = False  # preferences: weigh each pair by how much both answers are the policy's own
+    length_normalisation: bool = False  # preferences: means over an answer's tokens take the place of sums
     ld_alpha: Fraction | None = None  # preferences: weight of what a longer answer has beyond the length of the shorter
     column: str = "chosen"  # sft: the answers to learn, or a message column whose assistant turns are all learned
     reference: Literal["cached", "live"] = "cached"  # computed once and kept, or every step by a second model in memory
@@ -96,7 +97,16 @@ class Phase:
 
 # Options that have an effect on one kind of objective only, and are refused elsewhere.
 SFT_ONLY = ("column",)
-PREFERENCE_ONLY = ("sft_weight", "wpo", "ld_alpha", "reference", "reference_sync", "min_margin", "curriculum")
+PREFERENCE_ONLY = (
+    "sft_weight",
+    "wpo",
+    "length_normalisation",
+    "ld_alpha",
+    "reference",
+    "reference_sync",
+    "min_margin",
+    "curriculum",
+)
 # Alarms that have nothing to look at where an option has no effect: there is no reference, or there are no pairs.
 ALARMS_NEED = {"displacement": "reference", "kl": "reference", "saturation": "sft_weight", "length": "sft_weight"}
 DEFAULT_LEARNING_RATE = {"sft": 2e-5, "preference": 1e-6}  # those of TRL's trainers
@@ -194,7 +204,10 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
     phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
     _check_name(phase.name, where)
     _check_together(phase, foreign, where)
-    return phase, terms.weighted(objective, {key: value for key, value in table.items() if key in of_loss}, where)
+    losses = terms.weighted(objective, {key: value for key, value in table.items() if key in of_loss}, where)
+    if phase.length_normalisation:
+        terms.check_sums(losses, where)
+    return phase, losses
 
 
 def _check_together(phase: Phase, foreign: Mapping[str, str], where: str) -> None:

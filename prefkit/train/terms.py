@@ -19,10 +19,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_type_hints
 
+import torch
+from torch import Tensor
+
 from prefkit import resolve
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.resolve import Call
-from prefkit.train.losses import StepOutput
+from prefkit.train.losses import LogProbs, StepOutput
 
 HOME = "prefkit.train.losses"
 
@@ -46,6 +49,24 @@ def is_of_whole_step(address: str) -> bool:
         return get_type_hints(resolve.load(address)).get("return") is StepOutput
     except NameError as error:
         raise UsageError(f'"{address}": its annotations cannot be read: {error}.') from error
+
+
+def check_sums(losses: list[Weighted], where: str) -> None:
+    """UsageError for a loss that normalises lengths itself, or compares pairs with other sequences' sums."""
+    for _, call in losses:
+        if "mismatched_M" in asks(call.address):
+            raise UsageError(f"{where}: length_normalisation is not defined for {call.name}.")
+        if not torch.equal(_probed(call, 1.0), _probed(call, 2.0)):
+            raise UsageError(f"{where}: length_normalisation has no effect on {call.name}, which has its own.")
+
+
+def _probed(call: Call, length: float) -> Tensor:
+    """The loss of one pair whose answers are so long, all else fixed."""
+    one = torch.ones(1)
+    policy, reference = (LogProbs(-one * a, -one * b, length * one, length * one) for a, b in ((2.0, 3.0), (4.0, 3.5)))
+    given = {"policy": policy, "undamped": policy, "reference": reference, "margins_P": one, "state": None}
+    given["answers_P2"] = torch.arange(2)[None]
+    return call.function()(*(given[name] for name in asks(call.address)))[0]
 
 
 def without_effect(found: list[str]) -> dict[str, str]:

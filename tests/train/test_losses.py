@@ -319,6 +319,24 @@ def test_weighted_sums_equal_trl(weighting, token_logps, reference_sums):
     assert_same(output.losses_P.mean(), expected, token_logps)
 
 
+@pytest.mark.parametrize("ld_alpha", [None, 0.3])
+def test_length_normalisation_of_dpo_is_sigmoid_norm(ld_alpha, token_logps, reference_sums):
+    """The one loss of which TRL has a normalised form."""
+    calls = {name: Call(f"prefkit.train.losses:{name}", {"beta": 2.0}) for name in ("sigmoid", "sigmoid_norm")}
+    pairs = Layout(LENGTHS, torch.arange(2 * PAIRS), torch.arange(2 * PAIRS).reshape(2, PAIRS).T, torch.arange(PAIRS))
+    values = []
+    for name, call in calls.items():
+        normalise = name == "sigmoid"
+        objective = Preference.of([Weighted(1.0, call)], ld_alpha=ld_alpha, length_normalisation=normalise)
+        public = np.stack([np.roll(np.arange(PAIRS), 2), np.arange(PAIRS) + PAIRS], axis=1)  # any will do
+        objective = replace(objective, public_of=public.__getitem__)
+        sums = token_logps.sum(1).requires_grad_()
+        output, _ = objective.judge(objective.given(sums, reference_sums, pairs))
+        values.append((output.losses_P, *torch.autograd.grad(output.losses_P.sum(), sums)))
+    for found, expected in zip(*values, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("ld_alpha", [0.0, 0.3])
 @pytest.mark.parametrize("name", ["sigmoid", "ipo", "hinge", "nca_pair", "aot"])
 def test_ld_alpha_equals_trl(name, ld_alpha, token_logps, reference_sums):

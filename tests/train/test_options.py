@@ -137,6 +137,10 @@ def test_a_sum_of_losses(tmp_path: Path) -> None:
         ('"sigmoid"\nreference = "live"\nlora = { r = 4 }\nreference_sync = { every = 2 }', "and no lora"),
         ('"sigmoid"\nreference = "live"\nreference_sync = { alpha = 0.0 }', "reference_sync: option alpha"),
         ('"simpo"\nreference_sync = { every = 2 }', "its loss takes none"),
+        ('"ipo"\nlength_normalisation = true', "no effect on ipo, which has its own"),
+        ('[{ use = "hinge" }, { use = "orpo" }]\nlength_normalisation = true', "no effect on orpo"),
+        ('"kto"\nlength_normalisation = true', "not defined for kto"),
+        ('"sft"\nlength_normalisation = true', "has no effect on objective"),
         ('"sft"\nwpo = true', 'option "wpo" has no effect on objective "sft"'),
         ('[{ use = "simpo" }, { use = "cpo" }]\nreference = "live"', "has no effect on a sum of losses"),
     ],
@@ -145,3 +149,9 @@ def test_what_a_loss_does_not_define_is_refused(tmp_path: Path, objective: str, 
     with pytest.raises(UsageError) as caught:
         check(pipeline(tmp_path, RANDOM.replace('"sigmoid"', objective)))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("objective", ["sigmoid", "hinge", "robust", "nca_pair", "apo_zero", "odpo", "aot", "bco_pair"])
+def test_losses_of_sums_can_be_normalised_by_length(tmp_path: Path, objective: str) -> None:
+    text = RANDOM.replace("sigmoid", objective) + "length_normalisation = true\n"
+    assert check(pipeline(tmp_path, text)).phases[0].length_normalisation
