@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from prefkit.train import parallel
+from prefkit.train.arriving import Arriving
 from prefkit.train.examples import UNKNOWN, Examples
 
 SHOWN = ("rewards/accuracies", "rewards/margins", "logps/chosen_change")
@@ -30,16 +31,20 @@ ALIKE = 0.1
 Labels = dict[str, np.ndarray]
 
 
-def of(examples: Examples) -> Labels:
-    """The slice of every pair, as text, in each column that tells pairs apart; nothing where there are no pairs."""
-    if not len(examples.pairs()):
-        return {}
+def of(examples: Examples | Arriving) -> Labels:
+    """The slice of every pair, as text, in each column that tells pairs apart; nothing where there are no pairs.
+
+    Lengths are not known of pairs that arrive while training goes on.
+    """
     columns = {
         "source": examples.values("source"),
         "lang": examples.values("lang"),
         "margin": quarters(examples.margins()),
-        "length": compared(examples.lengths()[examples.pairs()]),
     }
+    if isinstance(examples, Examples):
+        if not len(examples.pairs()):
+            return {}
+        columns["length"] = compared(examples.lengths()[examples.pairs()])
     return {name: _largest(values) for name, values in columns.items() if len(set(values.tolist())) > 1}
 
 
@@ -82,15 +87,15 @@ def table(labels: Labels, figures: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return sums.taken()
 
 
-def begun(examples: Any, names: Sequence[str], before: list[list[float]] | None) -> Sums | None:
+def begun(examples: Examples | Arriving, names: Sequence[str], before: list[list[float]] | None) -> Sums | None:
     """Running sums over a train split, going on from those of a checkpoint, which the first rank takes.
 
-    None where there are no pairs, or they arrive while training goes on.
+    None where there are no slices, or none of `names` is shown of them.
     """
-    labels = of(examples) if isinstance(examples, Examples) else {}
-    if not labels:
+    labels, shown = of(examples), [name for name in SHOWN if name in names]
+    if not labels or not shown:
         return None
-    sums = Sums(labels, [name for name in SHOWN if name in names])
+    sums = Sums(labels, shown)
     if before is not None and parallel.is_first():
         sums.sums[:] = before
     return sums

@@ -46,6 +46,14 @@ def remote(data, monkeypatch):
         yield store
 
 
+def known(out) -> list[dict]:
+    """The metrics of a run without the slices by length, which a stream does not know beforehand."""
+    found = lines(out)
+    for line in found:
+        line.get("slices", {}).pop("length", None)
+    return found
+
+
 def streamed(data, out, base, *phases, **options):
     return run.train(pipeline(out.parent, *phases, path=base), data=data, out=out, **options)
 
@@ -71,7 +79,7 @@ def test_streaming_changes_nothing_where_all_rows_can_be_used(data, base, tmp_pa
         write_data_set(data, rows, shards=3)
     streamed(data, tmp_path / "before", base, phase)
     streamed(data, tmp_path / "while", base, {**phase, "stream": True}, cache=tmp_path / "empty")
-    assert lines(tmp_path / "while") == lines(tmp_path / "before")
+    assert known(tmp_path / "while") == known(tmp_path / "before")
     assert len(lines(tmp_path / "while")) >= 3
 
 
@@ -168,7 +176,7 @@ def test_sampling_of_a_stream_is_that_of_the_whole(base, tmp_path):
     before = streamed(tmp_path / "d", tmp_path / "before", base, phase)
     after = streamed(tmp_path / "d", tmp_path / "while", base, {**phase, "stream": True}, cache=tmp_path / "c")
     assert before["phases"]["dpo"]["epochs"] == after["phases"]["dpo"]["epochs"]
-    assert lines(tmp_path / "while") == lines(tmp_path / "before")
+    assert known(tmp_path / "while") == known(tmp_path / "before")
 
 
 def test_damage_in_the_background_ends_the_run_in_one_sentence(data, base, remote, tmp_path):
