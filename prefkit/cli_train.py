@@ -72,10 +72,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=_train, interrupted="interrupted. Go on with the same command and --resume.")
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=_place, required=True, metavar="DIR_OR_URL", help="a data set that build-pairs wrote"
-    )
+def _add_data(parser: argparse.ArgumentParser, text: str = "a data set that build-pairs wrote") -> None:
+    parser.add_argument("--data", type=_place, required=True, metavar="DIR_OR_URL", help=text)
 
 
 def _place(name: str) -> Path | str:
@@ -134,11 +132,12 @@ def _train_here(given: argparse.Namespace) -> int:
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = command(
-        commands, "evaluate", "Measure a model on a data set: loss, accuracy, margins, by source and language."
+        commands, "evaluate", "Measure a model, or two, on a data set: loss, accuracy, margins, calibration, by slice."
     )
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face model, by path or name")
-    _add_data(parser)
+    _add_data(parser, "a data set that build-pairs wrote, or a file in RewardBench's format")
     parser.add_argument("--reference", metavar="MODEL", help="also rewards, against this model")
+    parser.add_argument("--against", metavar="MODEL", help="a second model, side by side, with the differences")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
     parser.add_argument("--beta", type=above_zero, default=0.1, help="of the rewards and the loss (default: 0.1)")
     parser.add_argument(
@@ -171,6 +170,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     from rich.console import Console
 
     from prefkit.train import evaluate, metrics
+    from prefkit.train.render import render
 
     silent = given.quiet or given.json
     with nullcontext(metrics.Silent()) if silent else metrics.live_progress(Console(stderr=True)) as progress:
@@ -178,6 +178,7 @@ def _evaluate(given: argparse.Namespace) -> int:
             given.model,
             data=given.data,
             reference_model=given.reference,
+            against=given.against,
             split=given.split,
             beta=given.beta,
             max_length=given.max_length,
@@ -192,7 +193,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(result, indent=1))
     else:
-        evaluate.render(result, Console())
+        render(result, Console())
     return 0
 
 

@@ -3,8 +3,8 @@
 Two questions, and two families of figures:
 
     logps/…     Does the model itself find the chosen answer likelier? `logps/accuracies` compares summed
-    log-probabilities,
-                `logps/accuracies_per_token` their means over tokens (sums favour short answers). Needs no reference.
+                log-probabilities, `logps/accuracies_per_token` their means over tokens (sums favour short answers).
+                Needs no reference.
     rewards/…   Has the model moved towards the chosen answer, seen from the reference? The implicit reward of DPO is
                 beta x (log-probability minus the reference's); before any training it is 0 everywhere, and accuracy
                 1/2.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from prefkit import resolve
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest
-from prefkit.train import chat, policy, reference, shards, tokenizer
+from prefkit.train import chat, compare, policy, reference, reward_bench, shards, slices, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.length import Policy
@@ -38,8 +39,19 @@ from prefkit.train.pack import Layout
 from prefkit.train.policy import Dtype
 from prefkit.train.terms import Weighted
 
-SLICES = ("source", "lang")
+ALWAYS = ("source", "lang")  # slices that are reported even if there is one alone
 Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model says of the pairs of a split: one value a pair of each figure, and what pair it is."""
+
+    figures: dict[str, np.ndarray]
+    prompts: np.ndarray
+    labels: dict[str, np.ndarray]
+    pairs: list[tuple[int, int]]  # shard, and row in it
+    counts: dict[str, int]
 
 
 def evaluate(
@@ -47,6 +59,7 @@ def evaluate(
     *,
     data: Path | str,
     reference_model: str | Path | None = None,
+    against: str | Path | None = None,
     split: str = "test",
     beta: float = 0.1,
     max_length: int | None = 1024,
@@ -58,50 +71,88 @@ def evaluate(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Figures of a model on one split of a data set, over all pairs and by source and language.
+    """Figures of a model on one split of a data set, over all pairs and by slice.
 
-    With a reference model: the DPO loss at `beta`, and reward accuracy and margins. Without: log-probability accuracy
-    alone. Raises PrefkitError for a split without pairs, a model that is not there, or a tokenizer without a chat
-    template.
+    `data` is a data set's folder or URL, or a file in RewardBench's format. With a reference model: the DPO loss at
+    `beta`, reward accuracy and margins, calibration. Without: log-probability accuracy alone. With a model to hold it
+    `against`: that one's figures as well, and the differences. Raises PrefkitError for a split without pairs, a model
+    that is not there, or a tokenizer without a chat template.
     """
     progress = progress or Silent()
     policy.quiet_transformers()
-    manifest = shards.manifest_of(data)
-    if not manifest.rows(split):
-        raise DataError(f'{data}: the split "{split}" has no pairs. Splits: {splits(manifest)}.')
-    words = tokenizer.load_tokenizer(model, trust_remote_code=trust_remote_code)
-    tokenizer.set_chat_template(words, chat_template, Path())
     how = Tokenising(max_length, max_length_policy, column=None)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or Path(scratch))
+        if isinstance(data, Path) and data.is_file():
+            manifest, folder = reward_bench.as_data_set(data, Path(scratch) / "bench"), Path(scratch) / "bench"
+        else:
+            manifest = shards.manifest_of(data)
+            folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or Path(scratch))
+        if not manifest.rows(split):
+            raise DataError(f'{data}: the split "{split}" has no pairs. Splits: {splits(manifest)}.')
         cache = chat.cache_folder(folder, cache, Path(scratch))
-        store = chat.tokenise(folder, manifest, split, words, how, cache=cache, progress=progress)
-        examples = Examples.of(store)
-        if not store.counts["examples"]:
-            raise TrainError(f"no pair can be evaluated: {store.summary}. Raise max_length?")
 
-        def logps(name: str | Path, stage: str) -> np.ndarray:
-            weights = policy.load(name, trust_remote_code=trust_remote_code)
-            policy.check_fits(weights, words, store.counts["longest"])
-            ready = policy.ready(weights, dtype=dtype)
-            return finite(reference.compute(ready, examples, max_tokens, progress=progress, stage=stage), str(name))
+        def measured(name: str | Path) -> Measured:
+            words = tokenizer.load_tokenizer(name, trust_remote_code=trust_remote_code)
+            tokenizer.set_chat_template(words, chat_template, Path())
+            store = chat.tokenise(folder, manifest, split, words, how, cache=cache, progress=progress)
+            examples = Examples.of(store)
+            if not store.counts["examples"]:
+                raise TrainError(f"no pair can be evaluated: {store.summary}. Raise max_length?")
 
-        of_model = logps(model, "evaluating")
-        of_reference = None if reference_model is None else logps(reference_model, "reference")
-        slices = {name: examples.values(name) for name in SLICES}
-    dpo = Weighted(1.0, resolve.check("prefkit.train.losses:sigmoid", {"beta": beta}, "evaluate"))
-    figures = pair_figures(Preference.of([dpo]) if reference_model else None, examples, of_model, of_reference)
-    prompts = prompt_of_pairs(examples)
-    return {
-        "model": str(model),
+            def logps(name: str | Path, stage: str) -> np.ndarray:
+                weights = policy.load(name, trust_remote_code=trust_remote_code)
+                policy.check_fits(weights, words, store.counts["longest"])
+                ready = policy.ready(weights, dtype=dtype)
+                return finite(reference.compute(ready, examples, max_tokens, progress=progress, stage=stage), str(name))
+
+            of_model = logps(name, "evaluating")
+            of_reference = None if reference_model is None else logps(reference_model, "reference")
+            figures = pair_figures(dpo(beta) if reference_model else None, examples, of_model, of_reference)
+            origins = [examples.origin_of_pair(pair) for pair in range(len(examples.pairs()))]
+            labels = slices.of(examples) | {name: examples.values(name) for name in ALWAYS}
+            return Measured(figures, prompt_of_pairs(examples), labels, origins, store.counts)
+
+        one = measured(model)
+        other = None if against is None else measured(against)
+    common = {
         "reference": None if reference_model is None else str(reference_model),
         "split": split,
         "data_hash": manifest.data_hash,
         "beta": None if reference_model is None else beta,
-        "counts": store.counts,
-        **summary(figures, prompts),
-        **{f"by_{name}": by_slice(figures, prompts, values) for name, values in slices.items()},
     }
+    result = {"model": str(model), **common, **report(one)}
+    if against is not None and other is not None:
+        result["against"] = {"model": str(against), **common, **report(other)}
+        result["differences"] = side_by_side(one, other)
+    return result
+
+
+def dpo(beta: float) -> Preference:
+    """The loss that rewards are reported of."""
+    return Preference.of([Weighted(1.0, resolve.check("prefkit.train.losses:sigmoid", {"beta": beta}, "evaluate"))])
+
+
+def report(of: Measured) -> dict[str, Any]:
+    """All figures of a model as JSON-able data."""
+    result = {"counts": of.counts, **summary(of.figures, of.prompts)}
+    result |= {f"by_{name}": by_slice(of.figures, of.prompts, values) for name, values in of.labels.items()}
+    rewards = "rewards/margins" in of.figures
+    accuracy = "rewards/accuracies" if rewards else "logps/accuracies"
+    sections = reward_bench.sections(result["by_source"], accuracy)
+    result |= {"reward_bench": {"accuracy": accuracy, **sections}} if sections else {}
+    return result | ({"calibration": compare.calibration(of.figures["rewards/margins"])} if rewards else {})
+
+
+def side_by_side(one: Measured, other: Measured) -> dict[str, Any]:
+    """The differences over the pairs that both models could be asked about, and how many those are."""
+    place = {pair: at for at, pair in enumerate(other.pairs)}
+    mine = np.array([at for at, pair in enumerate(one.pairs) if pair in place], dtype=np.int64)
+    theirs = np.array([place[one.pairs[at]] for at in mine], dtype=np.int64)
+    if not len(mine):
+        raise TrainError("the two models have no pair in common: max_length cuts others for each of them.")
+    first = {name: values[mine] for name, values in one.figures.items()}
+    second = {name: values[theirs] for name, values in other.figures.items()}
+    return {"pairs": len(mine), **compare.differences(first, second, one.prompts[mine])}
 
 
 def finite(logps: np.ndarray, name: str) -> np.ndarray:
@@ -196,39 +247,3 @@ def wilson(share: float, trials: float) -> tuple[float, float]:
 def splits(manifest: Manifest) -> str:
     """The splits that a data set has, for a message."""
     return ", ".join(dict.fromkeys(shard.split for shard in manifest.shards if shard.split != "rejects"))
-
-
-def render(result: dict[str, Any], console: Any) -> None:
-    """Print what `evaluate` returned as a table: all pairs first, then each slice."""
-    from rich.table import Table
-
-    table = Table(title=f"{result['model']} on {result['split']} ({result['data_hash'][:12]})", title_justify="left")
-    rewards = result["reference"] is not None
-    accuracy = "rewards/accuracies" if rewards else "logps/accuracies"
-    heads = [
-        "",
-        "pairs",
-        "accuracy",
-        "95 %",
-        "per token",
-        *(["loss", "margin", "chosen", "rejected"] if rewards else []),
-    ]
-    for head in heads:
-        table.add_column(head, justify="left" if not head else "right")
-
-    def add(label: str, row: dict[str, Any]) -> None:
-        cells = [
-            f"{row['pairs']:,}",
-            f"{row[accuracy]:.3f}",
-            f"{row[accuracy + '_low']:.3f}–{row[accuracy + '_high']:.3f}",
-        ]
-        cells.append(f"{row['logps/accuracies_per_token']:.3f}")
-        if rewards:
-            cells += [f"{row[name]:.4f}" for name in ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")]
-        table.add_row(label, *cells)
-
-    add("all", result)
-    for name in SLICES:
-        for value, row in result[f"by_{name}"].items():
-            add(f"{name} {value}", row)
-    console.print(table)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.errors import DataError, TrainError
 from prefkit.train import evaluate, generate, run
+from prefkit.train.render import render
 from tests.train.datasets_for_tests import pair, pipeline, toy_pairs, write_data_set
 
 
@@ -88,7 +89,7 @@ def test_slices_add_up(trained):
         mean = sum(s["pairs"] * s["logps/chosen"] for s in slices) / len(rows)
         assert mean == pytest.approx(result["logps/chosen"])
     console = Console(file=io.StringIO(), width=160)
-    evaluate.render(result, console)
+    render(result, console)
     assert "lang de" in console.file.getvalue()
 
 

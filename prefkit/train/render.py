@@ -1,0 +1,80 @@
+"""What `prefkit evaluate` found, as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+REWARDS = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
+COMPARED = ("rewards/accuracies", "rewards/margins", "loss", "logps/accuracies", "logps/accuracies_per_token")
+
+
+def render(result: dict[str, Any], console: Console) -> None:
+    """Print what `evaluate` returned: all pairs, each slice, sections, calibration; the other model, if any."""
+    for one in (result, result.get("against")):
+        if one is not None:
+            console.print(_figures(one))
+            if "reward_bench" in one:
+                console.print(_sections(one["reward_bench"]))
+            if "calibration" in one:
+                console.print(_calibration(one["calibration"]))
+    if "differences" in result:
+        console.print(_differences(result))
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for head in heads:
+        table.add_column(head, justify="left" if not head else "right")
+    return table
+
+
+def _figures(result: dict[str, Any]) -> Table:
+    rewards = result["reference"] is not None
+    accuracy = "rewards/accuracies" if rewards else "logps/accuracies"
+    more = ("loss", "margin", "chosen", "rejected") if rewards else ()
+    title = f"{result['model']} on {result['split']} ({result['data_hash'][:12]})"
+    table = _table(title, "", "pairs", "accuracy", "95 %", "per token", *more)
+
+    def add(label: str, row: dict[str, Any]) -> None:
+        ends = f"{row[accuracy + '_low']:.3f}–{row[accuracy + '_high']:.3f}"
+        cells = [f"{row['pairs']:,}", f"{row[accuracy]:.3f}", ends, f"{row['logps/accuracies_per_token']:.3f}"]
+        table.add_row(label, *cells, *(f"{row[name]:.4f}" for name in REWARDS if rewards))
+
+    add("all", result)
+    for name, rows in result.items():
+        if name.startswith("by_"):
+            for value, row in rows.items():
+                add(f"{name.removeprefix('by_')} {value}", row)
+    return table
+
+
+def _sections(scores: dict[str, Any]) -> Table:
+    table = _table(f"RewardBench sections, by {scores['accuracy']}", "", "score")
+    for name, score in scores.items():
+        if name != "accuracy":
+            table.add_row(name, f"{score:.3f}")
+    return table
+
+
+def _calibration(found: dict[str, Any]) -> Table:
+    title = f"calibration: expected error {found['expected_calibration_error']:.3f}"
+    table = _table(title, "certainty", "pairs", "said", "right")
+    for row in found["bins"]:
+        span = f"{row['from']:.2f}–{row['to']:.2f}"
+        table.add_row(span, f"{row['pairs']:,}", f"{row['said']:.3f}", f"{row['right']:.3f}")
+    return table
+
+
+def _differences(result: dict[str, Any]) -> Table:
+    found = result["differences"]
+    title = f"{result['model']} minus {result['against']['model']}, {found['pairs']:,} pairs"
+    table = _table(title, "", "difference", "95 %", "p")
+    for name in COMPARED:
+        if name in found:
+            row = found[name]
+            ends = f"{row['low']:+.4f} – {row['high']:+.4f}"
+            table.add_row(name, f"{row['difference']:+.4f}", ends, f"{row['p']:.3f}")
+    return table
