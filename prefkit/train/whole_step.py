@@ -42,15 +42,14 @@ def backward(
     logps_Q = torch.cat(of_ranks).requires_grad_()
     references = None if reference is None else parallel.all_rows(torch.cat([reference(bin) for bin in bins]))
     reference_Q = None if references is None else torch.cat(references)
-    mine = Layout.of(bins)
-    everything = of_all_ranks(mine)
+    everything = of_all_ranks(Layout.of(bins))
     result = objective.of_bin(logps_Q, reference_Q, everything, step, states=states)
     (grad_Q,) = torch.autograd.grad(result.total, logps_Q)
     mine_Q = grad_Q.split([len(part) for part in of_ranks])[parallel.rank()]
     for bin, seed, grad in zip(bins, seeds, mine_Q.split([len(part) for part in logps]), strict=True):
         set_random_state(policy.device, seed)  # LoRA's dropout must fall as it did before
         policy.sequence_logps(bin).backward(grad)
-    return part_of(result, everything.pair_rows_P, mine.pair_rows_P)
+    return part_of(result, everything.pair_rows_P, torch.cat([bin.pair_rows_P for bin in bins]))
 
 
 def of_all_ranks(mine: Layout) -> Layout:
@@ -60,7 +59,10 @@ def of_all_ranks(mine: Layout) -> Layout:
 
 
 def part_of(result: BinLoss, rows_P: Tensor, mine_P: Tensor) -> BinLoss:
-    """What this rank adds to the sums over all ranks: the figures of its own pairs; `rows_P` is sorted."""
+    """What this rank adds to the sums over all ranks: the figures of its pairs, as its bins have them.
+
+    `rows_P` are those of the whole step, sorted as a layout has them.
+    """
     expected = result.expected
     return result._replace(
         total=result.total.detach(),
