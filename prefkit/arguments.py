@@ -37,6 +37,17 @@ def above_zero(text: str) -> float:
 above_zero.__name__ = "number"
 
 
+def share(text: str) -> float:
+    """A number of at least 0 and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {value}")
+    return value
+
+
+share.__name__ = "number"
+
+
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
     """PIPELINE and --set."""
     parser.add_argument("pipeline", metavar="PIPELINE", help="a TOML file, or the name of a shipped pipeline")

@@ -1,4 +1,4 @@
-"""The commands of half two: `prefkit train | evaluate`."""
+"""The commands of half two: `prefkit train | evaluate | adopt`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
-from prefkit.arguments import above_zero, add_pipeline, command, positive
+from prefkit.arguments import above_zero, add_pipeline, command, positive, share
 from prefkit.errors import UsageError
 
 TRAIN_EXAMPLES = """examples:
@@ -18,11 +18,17 @@ TRAIN_EXAMPLES = """examples:
   prefkit train my.toml --data data --out run --resume
 """
 
+ADOPT_EXAMPLES = """examples:
+  prefkit adopt chats.jsonl --out chats --test 0.02
+  prefkit train sft.toml --data chats --out run-sft     with objective = "sft", column = "messages"
+"""
+
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser."""
     _add_train(commands)
     _add_evaluate(commands)
+    _add_adopt(commands)
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -194,6 +200,28 @@ def _evaluate(given: argparse.Namespace) -> int:
         print(json.dumps(result, indent=1))
     else:
         render(result, Console())
+    return 0
+
+
+def _add_adopt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = command(
+        commands,
+        "adopt",
+        "Make a data set of conversations as they are, to fine-tune on (objective = sft).",
+        ADOPT_EXAMPLES,
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="JSONL or Parquet, a conversation a row")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the data set; a new or empty folder")
+    parser.add_argument("--column", default="messages", help="where the messages are (default: messages)")
+    parser.add_argument("--test", type=share, default=0.0, metavar="SHARE", help="of the test split (default: 0)")
+    parser.set_defaults(run=_adopt, interrupted="interrupted.")
+
+
+def _adopt(given: argparse.Namespace) -> int:
+    from prefkit import adopt
+
+    made = adopt.adopt(given.paths, given.out, column=given.column, test=given.test)
+    print(f"{made.rows('train'):,} conversations to train on, {made.rows('test'):,} to test on, in {given.out}")
     return 0
 
 
