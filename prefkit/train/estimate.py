@@ -8,8 +8,8 @@ width and the vocabulary:
     weights      4 N bytes, float32; under an adapter 2 for those of linear layers, if the computation and the
                  model's files are in 16 bits, and 0.516 as NF4 (arXiv:2305.14314)
     gradients    4 n                      AdamW   8 n
-    copies       measured: weights in bfloat16 that autocast keeps for the backward pass, about 2 N, unless layers
-                 are recomputed whole; none under an adapter, whose weights are in 16 bits already
+    copies       about 2 N                weights in bfloat16 that autocast keeps while a forward goes on, or the layers
+                                          until the backward pass; none under an adapter, whose weights are in 16 bits
     live         4 N                      a second model, where `reference = "live"` and there is no adapter
     activations  T x measured             with an adapter up to a fifth less than this; or the GiB that the option gives
     head         8 min(T V, 2^26)         a chunk of logits and its gradient; and 4 T d for the hidden states
@@ -106,7 +106,7 @@ def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tf
         "weights": weights(size, phase),
         "gradients": 4 * size.learning,
         "optimizer": 8 * size.learning,
-        "copies": size.copies if phase.lora is None else 0,
+        "copies": copies(size, phase),
         "live reference": 4 * size.parameters if entry["reference"] == "live" and phase.lora is None else 0,
         "activations": activations(size, phase),
         "head": 8 * min(phase.max_tokens * size.vocabulary, CHUNK_LOGITS) + 4 * phase.max_tokens * size.width,
@@ -138,6 +138,13 @@ def weights(size: Size, phase: Phase) -> float:
     elif phase.lora is not None and phase.dtype == "bfloat16":
         saved = 2
     return 4 * size.parameters - saved * size.linear
+
+
+def copies(size: Size, phase: Phase) -> float:
+    """Bytes of weights in bfloat16: what the layers hold of them, or what autocast keeps while a forward goes on."""
+    if phase.lora is not None or phase.dtype == "float32":
+        return 0.0
+    return max(size.copies, 2.0 * size.linear)
 
 
 def activations(size: Size, phase: Phase) -> float:

@@ -60,7 +60,8 @@ def test_counted_and_measured_like_the_real_model(data, dtype, keeping):
     assert gib["weights"] == pytest.approx(4 * parameters, **near)
     assert gib["optimizer"] == pytest.approx(8 * parameters, **near)
     assert gib["activations"] == pytest.approx(held * 4096, **near)
-    assert gib["copies"] == pytest.approx(copies, **near)
+    linear = sum(m.weight.numel() for m in attention.backbone(model).modules() if isinstance(m, torch.nn.Linear))
+    assert gib["copies"] == pytest.approx(max(copies, 2 * linear if dtype == "bfloat16" else 0), **near)
     assert gib["head"] == pytest.approx(8 * min(CHUNK_LOGITS, 4096 * len(words)) + 4 * 4096 * 32, **near)
 
 
@@ -92,8 +93,8 @@ def test_an_8b_model_without_its_weights(data, tmp_path):
     assert lora["learning"] == 41_943_040
     weights = 8_030_261_248 * 4 / 2**30
     assert full["memory_gib"]["weights"] == pytest.approx(weights, abs=1e-3)
-    # Gradients, AdamW, the live reference, and half of the layers' weights are what LoRA saves.
-    saved = 4 * weights + 2 * 6.979e9 / 2**30
+    # Gradients, AdamW, the live reference, and half of the layers' weights with their copies are what LoRA saves.
+    saved = 4 * weights + 4 * 6.979e9 / 2**30
     assert full["memory_gib"]["total"] - lora["memory_gib"]["total"] == pytest.approx(saved, rel=0.01)
     assert lora["memory_gib"]["weights"] == pytest.approx((2 * 6.979e9 + 4 * 1.051e9) / 2**30, rel=1e-3)
     assert full["flops"] > 6 * 6.9e9 * full["tokens"]
