@@ -25,7 +25,7 @@ log-probability to compute for each trie token that belongs to a completion (an 
 entries.
 
 Cost: O(total tokens) of memcmp-speed sorting and comparison in numpy, plus some 10 microseconds of Python a sequence.
-`tests/benchmarks/pack_and_attention.py` measures about 20M tokens/s for trees of four long completions.
+`tests/benchmarks/train.py --case packing` measures about 20M tokens/s for trees of four long completions.
 
 A tree that is larger than a bin is split along its pairs. Bins are filled by best fit decreasing, which is within
 11/9 of the optimum and close to it in practice; ties go to the earliest bin, so the result is a function of the sizes.
