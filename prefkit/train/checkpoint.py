@@ -1,7 +1,7 @@
 """Checkpoints: all that a phase needs to go on at step n; a crash at any moment costs no more than the steps since.
 
 RUN/<phase>/checkpoints/step-00000100/ holds `weights.safetensors` (the parameters that learn: all, or the LoRA
-adapter), `optimizer.safetensors` (AdamW's two moments and step count of each), `reference.safetensors` where the phase
+adapter), `optimizer.safetensors` (what the optimiser keeps of each), `reference.safetensors` where the phase
 moves its reference, and `state.json` (the step, the counters, the length of the metrics log, what losses remember, and
 hashes of what the phase was made from: start weights, tokens). Schedule, order of the data and a reference that stays
 are functions of the options and the step, so nothing else is needed; the random state goes along for LoRA's dropout.
@@ -35,9 +35,9 @@ from torch import Tensor, nn
 
 from prefkit.errors import TrainError
 from prefkit.train import files, parallel
+from prefkit.train import optimizer as optimizers
+from prefkit.train.optimizer import MOMENTS, WHOLE
 from prefkit.train.policy import Policy
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @contextmanager
@@ -105,10 +105,9 @@ def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer, 
     """What this rank holds of weights and moments; the first rank's random state."""
     parameters = policy.trained()
     moments = {
-        f"{name}.{moment}": parallel.local(optimizer.state[parameter][moment]).cpu()
+        f"{name}.{key}": parallel.local(value).cpu()
         for name, parameter in parameters.items()
-        if parameter in optimizer.state  # empty before the first step
-        for moment in MOMENTS
+        for key, value in optimizers.state_of(optimizer, parameter).items()
     }
     random = {"random_state": torch.get_rng_state()} if parallel.is_first() else {}
     if policy.device.type == "cuda" and parallel.is_first():
@@ -168,12 +167,13 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, refe
     for name, parameter in parameters.items():
         _read_rows(weights, name, parameter)
         if f"{name}.step" in stepped:
-            moments = {moment: torch.empty_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
-            for moment, tensor in moments.items():
-                _read_rows(optimised, f"{name}.{moment}", tensor)
-            # AdamW keeps its step count on the CPU unless it is fused on a GPU; `load_state_dict` knows where.
-            optimizer.state[parameter] = {**moments, "step": optimised[0].get_tensor(f"{name}.step")}
-    optimizer.load_state_dict(optimizer.state_dict())
+            keys = [[key for key in kind if f"{name}.{key}" in stepped] for kind in (MOMENTS, WHOLE)]
+            moments = {key: torch.empty_like(parameter) for key in keys[0]}
+            for key, tensor in moments.items():
+                _read_rows(optimised, f"{name}.{key}", tensor)
+            whole = {key: optimised[0].get_tensor(f"{name}.{key}") for key in keys[1]}
+            optimizer.state[parameter] = {**moments, **whole}
+    optimizers.settle(optimizer)
     if parallel.is_first():  # others draw numbers of their own
         torch.set_rng_state(optimised[0].get_tensor("random_state"))
     if policy.device.type == "cuda" and parallel.is_first():

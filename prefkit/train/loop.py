@@ -108,16 +108,6 @@ class Loop:
     moving: Policy | None  # the live reference, if the phase moves it; goes into checkpoints as well
 
 
-def make_optimizer(now: Policy, phase: Phase) -> torch.optim.Optimizer:
-    """AdamW over the parameters that learn; matrices and embeddings decay, norms and biases do not."""
-    parameters = list(now.trained().values())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": phase.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=phase.betas, eps=phase.eps, fused=True)
-
-
 def learning_rate(phase: Phase, step: int, steps: int) -> float:
     """Learning rate of step `step`, from 0: the curves of transformers' schedulers, whose warm-up starts at 0."""
     warm = warmup_steps(phase, steps)

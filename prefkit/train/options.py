@@ -23,6 +23,7 @@ from prefkit.errors import UsageError, did_you_mean
 from prefkit.train import length, terms
 from prefkit.train.attention import Kernel
 from prefkit.train.blocks import Keeping
+from prefkit.train.optimizer import Kind
 from prefkit.train.policy import Dtype
 from prefkit.train.terms import Weighted
 
@@ -60,6 +61,7 @@ class Phase:
     warmup: NotNegative = 0.1  # below 1: a fraction of the steps; else a number of steps
     epochs: Count = 1
     max_steps: Count | None = None  # stop earlier, with the schedule fitted to it
+    optimizer: Kind = "adamw"  # adamw_8bit: moments in 8 bits; CUDA with bitsandbytes
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # AdamW
     eps: Annotated[float, Gt(0)] = 1e-8  # AdamW
     weight_decay: NotNegative = 0.0  # AdamW; of matrices and embeddings, not of norms and biases

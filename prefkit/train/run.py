@@ -47,13 +47,14 @@ from prefkit.train import (
     slices,
     tokenizer,
 )
+from prefkit.train import optimizer as optimizers
 from prefkit.train.adapters import Lora
 from prefkit.train.alarms import Alarms
 from prefkit.train.arriving import Arriving, Supply, read_index, supplied
 from prefkit.train.chat import Tokenising
 from prefkit.train.claim import claimed
 from prefkit.train.examples import Examples
-from prefkit.train.loop import Job, Loop, SplitData, Tested, make_optimizer, run_steps
+from prefkit.train.loop import Job, Loop, SplitData, Tested, run_steps
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import Preference, Supervised, of_phase, tokenising
 from prefkit.train.options import Phase, TrainOptions, check
@@ -216,7 +217,8 @@ def run_phase(job: Job, number: int) -> None:
     prompts = order.prompts_until(steps)
     now, of_train, of_test, live = learner.with_reference(job, phase, objective, now, train_set, test_set, prompts)
     moving = live if phase.reference_sync is not None else None
-    optimizer = make_optimizer(now, phase)
+    how: dict[str, Any] = {"weight_decay": phase.weight_decay, "betas": phase.betas, "eps": phase.eps}
+    optimizer = optimizers.make(now, phase.optimizer, **how)
     with parallel.first_before_others():
         if parallel.is_first():
             checkpoint.settle(folder / "checkpoints", job.progress.note)

@@ -1,12 +1,15 @@
 """Checkpoints: all of the state, at once or not at all, and only the last few."""
 
 import json
+from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from prefkit.errors import TrainError
-from prefkit.train import checkpoint, policy
+from prefkit.train import checkpoint, optimizer, policy
+from prefkit.train.optimizer import eight_bit
 from tests.train.conftest import make_model
 
 
@@ -38,6 +41,43 @@ def test_goes_on_bitwise(tmp_path, name):
     step(now, optimizer)
     for key, value in now.trained().items():
         assert torch.equal(value, expected[key])
+
+
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
+def test_moments_in_8_bits_go_on_bitwise(tmp_path):
+    """Through bitsandbytes' kernels, on the device that there is; the option itself wants CUDA for their speed."""
+
+    def ready():
+        now = policy.ready(make_model("Llama", hidden_size=64, intermediate_size=128), dtype="float32")
+        groups = [{"params": list(now.trained().values()), "weight_decay": 0.01}]
+        optimizer = eight_bit(groups, betas=(0.9, 0.99), eps=1e-8)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        return now, optimizer
+
+    now, optimizer = ready()
+    torch.manual_seed(3)
+    step(now, optimizer)
+    assert {state["state1"].dtype for state in optimizer.state.values()} == {torch.uint8, torch.float32}
+    checkpoint.save(tmp_path, 1, now, optimizer, {}, keep=2)
+    step(now, optimizer)
+    expected = {key: value.clone() for key, value in now.trained().items()}
+    now, optimizer = ready()
+    checkpoint.restore(tmp_path, now, optimizer)
+    step(now, optimizer)
+    for key, value in now.trained().items():
+        assert torch.equal(value, expected[key])
+
+
+def test_moments_in_8_bits_need_cuda():
+    now, _ = ready()
+    how = {"weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
+    assert type(optimizer.make(now, "adamw", **how)) is torch.optim.AdamW
+    with pytest.raises(TrainError, match='optimizer = "adamw_8bit" needs a CUDA device, and this machine has none'):
+        optimizer.make(replace(now, device=torch.device("cpu")), "adamw_8bit", **how)
+    on_gpu = replace(now, device=torch.device("cuda"))
+    with pytest.raises(TrainError, match="weights that are dealt to ranks"):
+        optimizer.make(replace(on_gpu, sharded=True), "adamw_8bit", **how)
 
 
 def test_keeps_the_last_ones(tmp_path):
