@@ -88,15 +88,15 @@ def train_on_rank(data, out, base, resume):
     made = []
     whole = chat.write_shard
     chat.write_shard = lambda *given: (made.append(given[1].path), whole(*given))[1]
-    phase = {**LIVE, "stream": True, "checkpoint_every": 4}
+    phase = {**LIVE, "epochs": 1, "stream": True, "checkpoint_every": 2}
     try:
-        streamed(data, out, base, phase, cache=out / "cache", resume=resume, progress=None if resume else KillAt(7))
+        streamed(data, out, base, phase, cache=out / "cache", resume=resume, progress=None if resume else KillAt(3))
     finally:
         (out / f"made-{os.getpid()}").write_text("\n".join(made))
 
 
 def test_two_ranks_stream_the_same_steps(data, base, tmp_path):
-    streamed(data, tmp_path / "one", base, LIVE)
+    streamed(data, tmp_path / "one", base, {**LIVE, "epochs": 1})
     for process in start(2, train_on_rank, data, tmp_path / "two", base, False, said=tmp_path / "killed"):
         process.join(120)
         assert process.exitcode

@@ -203,7 +203,7 @@ def test_pairs_of_a_prompt_share_its_cut(tmp_path, words):
     assert max(len(sequence.tokens) for sequence in sequences_of(store)) in range(56, 61)  # and no shorter than need be
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     policy=st.sampled_from(["truncate_completion", "truncate_prompt_start", "drop"]),
