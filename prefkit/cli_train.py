@@ -60,9 +60,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--rank-timeout",
         type=above_zero,
-        default=1800.0,
         metavar="SECONDS",
-        help="several processes: how long one waits for another before the run ends (default: 1800)",
+        help="under torchrun: how long one process waits for another before the run ends (default: 1800)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the checked options, the plan and estimates, and stop"
@@ -89,12 +88,14 @@ def _place(name: str) -> Path | str:
 
 
 def _train(given: argparse.Namespace) -> int:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if "WORLD_SIZE" not in os.environ:  # torchrun sets it
+        if given.rank_timeout is not None:
+            raise UsageError("--rank-timeout has no effect: this is one process, not started by torchrun.")
         return _train_here(given)
     _need_training_half()
     from prefkit.train import parallel
 
-    with parallel.joined(given.rank_timeout):
+    with parallel.joined(given.rank_timeout or parallel.TIMEOUT):
         given.quiet = given.quiet or not parallel.is_first()
         return 0 if given.dry_run and not parallel.is_first() else _train_here(given)
 

@@ -278,6 +278,11 @@ def test_torchrun_and_kill_9(data, tmp_path):
     assert_same(out, tmp_path / "whole")
 
 
+def test_a_timeout_of_ranks_needs_ranks(data, tmp_path, capsys):
+    assert main(command(data, tmp_path / "run", "--rank-timeout", "5")) == 2
+    assert "--rank-timeout has no effect" in capsys.readouterr().err
+
+
 def exchange(values: list) -> None:
     rank = parallel.rank()
     assert parallel.gathered(values[rank]) == values
