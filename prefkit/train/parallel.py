@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -71,18 +72,24 @@ def joined(timeout: float = TIMEOUT) -> Iterator[None]:
         wait()
     except (RuntimeError, ValueError) as error:
         raise TrainError(f"a rank could not join the others: {one_line(error)}") from error
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the ranks beside one that failed: speak first
         if not _is_first_to_fail(store):
             raise SystemExit(_exit_code(error)) from error
-        if _is_lost(error):
+        if _is_lost(error) or (error.__context__ is not None and _is_lost(error.__context__)):
             raise TrainError(
                 f"rank {number} lost another rank, which died or did not answer for {timeout:g} s. What was saved is "
                 "whole: go on with --resume."
             ) from error
         raise
     dist.destroy_process_group()
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def backend() -> str:
