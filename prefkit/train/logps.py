@@ -24,6 +24,7 @@ D hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,30 +76,59 @@ def padded_token_logps(
     chunk_logits: int = CHUNK_LOGITS,
     agreement: bool = False,
     router_losses: list[Tensor] | None = None,
+    bounded: bool = False,
 ) -> Tensor:
     """The same numbers as `token_logps`, float32 [C], by one right-padded row a sequence and nothing shared.
 
     For models that token trees do not fit (recurrent layers), and the reference that trees are tested against. A
     token that several sequences share is read off the last of them.
+
+    If `bounded`, no more tokens go through the model at a time than the bin has, padding included, so that
+    `max_tokens` bounds memory here too: where the rows are more than that, they go in groups, which are computed once
+    more in the backward pass.
     """
     _check_positions(model, bin)
     rows = [bin.input_ids_1T[0, path] for path in _sequence_paths(bin)] or [bin.input_ids_1T[0]]
-    rows_QL = pad_sequence(rows, batch_first=True)
     lengths_Q = bin.sequence_length_Q
     first_E = (lengths_Q.cumsum(0) - lengths_Q).repeat_interleave(lengths_Q)
     source_E = torch.arange(len(first_E), device=first_E.device) - first_E
     source_E += (bin.sequence_end_Q - lengths_Q).repeat_interleave(lengths_Q)
-    row_E = torch.arange(len(lengths_Q), device=first_E.device).repeat_interleave(lengths_Q)
-    flat_C = torch.empty_like(bin.entry_source_C)
-    flat_C[bin.incidence_entry_E] = row_E * rows_QL.shape[1] + source_E
+    row_C, source_C = torch.empty_like(bin.entry_source_C), torch.empty_like(bin.entry_source_C)
+    row_C[bin.incidence_entry_E] = torch.arange(len(lengths_Q), device=first_E.device).repeat_interleave(lengths_Q)
+    source_C[bin.incidence_entry_E] = source_E
+    balanced = router_losses is not None and router.weight(unwrap(model)) > 0  # over all rows of the bin together
+    limit = bin.input_ids_1T.shape[1] if bounded and not balanced else None
+    groups = _row_groups([len(row) for row in rows], limit)
 
     def forward(causal_lm: Any) -> Tensor:
-        real_QL = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
-        hidden_QLD = _hidden(causal_lm, rows_QL, bin.share, router_losses, real_QL.flatten())
-        hidden_CD = hidden_QLD.flatten(0, 1).index_select(0, flat_C)
+        parts, places = [], []
+        for group in groups:
+            row_q = torch.tensor(group, device=row_C.device)
+            rows_qL = pad_sequence([rows[i] for i in group], batch_first=True)
+            real_qL = pad_sequence([torch.ones_like(rows[i], dtype=torch.bool) for i in group], batch_first=True)
+            run = partial(_hidden, causal_lm, rows_qL, bin.share, router_losses, real_qL.flatten())
+            hidden_qLD = run() if len(groups) == 1 else checkpoint(run, use_reentrant=False)
+            at_c, member_c = (row_C[:, None] == row_q).nonzero().unbind(1)
+            parts.append(hidden_qLD.flatten(0, 1).index_select(0, member_c * rows_qL.shape[1] + source_C[at_c]))
+            places.append(at_c)
+        hidden_CD = torch.cat(parts).index_select(0, torch.cat(places).argsort())
         return _head(causal_lm, hidden_CD, bin.entry_target_C, chunk_logits, agreement)
 
-    return _call_as_forward(model, rows_QL, forward)
+    return _call_as_forward(model, bin.input_ids_1T, forward)
+
+
+def _row_groups(lengths: list[int], limit: int | None) -> list[list[int]]:
+    """Rows, longest first, in groups that have at most `limit` tokens with their padding; no limit: one group."""
+    if limit is None:
+        return [list(range(len(lengths)))]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= limit:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def _hidden(

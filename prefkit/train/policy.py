@@ -69,10 +69,13 @@ class Policy:
         return sequence_sums(logps_C, bin), (sequence_sums(agreement_C, bin) / bin.sequence_length_Q).exp().detach()
 
     def _token_logps(self, bin: Bin, *, agreement: bool = False) -> Tensor:
-        compute = padded_token_logps if self.padded_because else token_logps
+        bin, losses = bin.to(self.device), self.router_losses if torch.is_grad_enabled() else None
         with self.autocast():
-            losses = self.router_losses if torch.is_grad_enabled() else None
-            return compute(self.model, bin.to(self.device), agreement=agreement, router_losses=losses)
+            if self.padded_because is None:
+                return token_logps(self.model, bin, agreement=agreement, router_losses=losses)
+            # Ranks with parts of the weights must all make the same number of passes, so a bin is one of them.
+            bounded = not self.sharded
+            return padded_token_logps(self.model, bin, agreement=agreement, router_losses=losses, bounded=bounded)
 
     def take_router_loss(self) -> dict[str, float]:
         """The router loss of the step, of all ranks, to be logged; nothing where the model asks for none."""

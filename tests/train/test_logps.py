@@ -216,3 +216,26 @@ def test_hooks_of_wrappers_run_around_the_call(bin):
     model.register_forward_hook(lambda module, arguments, output: shapes.append(output.shape))
     token_logps(model, bin)
     assert shapes == [bin.entry_target_C.shape]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mamba"])
+def test_padded_rows_are_bounded_by_the_bins_tokens(name):
+    """Groups of rows give the same, and never more padded tokens than the bin has go through the model at a time."""
+    from tests.train.test_attention import example_bin, relative_error, results
+
+    model, bin = make_model(name), example_bin()
+    seen = []
+    layers = attention.backbone(model)
+
+    def count(module, args, kwargs):
+        seen.append(kwargs["input_ids"].numel())
+
+    layers.register_forward_pre_hook(count, with_kwargs=True)
+    expected = results(padded_token_logps, model, bin)
+    assert seen[0] > bin.input_ids_1T.numel()
+    del seen[:]
+    found = results(lambda *args: padded_token_logps(*args, bounded=True), model, bin)
+    assert max(seen) <= bin.input_ids_1T.numel()
+    assert len(seen) > 2
+    for f, e in zip(found, expected, strict=True):
+        assert relative_error([f], [e]) < 1e-5
