@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.errors import UsageError
@@ -58,6 +58,7 @@ def alarms_of(lines, folder, **how) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@settings(deadline=None)  # many tests share few cores
 @given(seed=st.integers(0, 10_000), steps=st.sampled_from([15, 60, STEPS]))
 def test_a_healthy_run_is_left_in_peace(tmp_path_factory, seed, steps):
     assert alarms_of(curves(steps, seed), tmp_path_factory.mktemp("healthy")) == []
@@ -72,6 +73,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@settings(deadline=None)  # many tests share few cores
 @given(seed=st.integers(0, 10_000))
 def test_a_fault_is_found_and_no_other_one(tmp_path_factory, name, seed):
     found = alarms_of(curves(seed=seed, **FAULTS[name]), tmp_path_factory.mktemp(name))
@@ -105,12 +107,14 @@ def test_a_policy_that_knows_nothing_does_not_exploit_length(tmp_path):
     assert alarms_of(curves(**short), tmp_path) == []
 
 
+@settings(deadline=None)  # many tests share few cores
 @given(st.lists(st.floats(0.1, 1.0), min_size=1, max_size=12), st.integers(1, 4))
 def test_overfitting_counts_evaluations_since_the_best(losses, patience):
     found = alarms.overfitting(History(eval_losses=losses), patience)
     assert (found is not None) == (losses.index(min(losses)) < len(losses) - patience)
 
 
+@settings(deadline=None)  # many tests share few cores
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(-5, 5)), min_size=1, max_size=30))
 def test_means_are_those_over_all_pairs(steps):
     lines = [{"pairs": pairs, "kl": value} for pairs, value in steps]

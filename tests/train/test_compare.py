@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -87,6 +87,7 @@ def test_a_model_that_says_what_is_so_is_calibrated():
     assert all(row["said"] > row["right"] for row in surer["bins"][2:])
 
 
+@settings(deadline=None)  # many tests share few cores
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=80))
 def test_every_pair_is_in_the_bin_of_its_certainty(margins):
     found = compare.calibration(np.array(margins))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.train import metrics, run, slices
@@ -22,6 +22,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@settings(deadline=None)  # many tests share few cores
 @given(st.lists(st.one_of(st.floats(-9, 9), st.just(float("nan"))), min_size=1, max_size=60))
 def test_quarters_hold_what_they_say(values):
     values = np.array(values)
@@ -35,6 +36,7 @@ def test_quarters_hold_what_they_say(values):
             assert not label.startswith("above") or value >= bounds[0] - near - 0.01 * abs(bounds[0])
 
 
+@settings(deadline=None)  # many tests share few cores
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_lengths_compared(chosen, rejected):
     (label,) = slices.compared(np.array([[chosen, rejected]]))
@@ -43,6 +45,7 @@ def test_lengths_compared(chosen, rejected):
     )
 
 
+@settings(deadline=None)  # many tests share few cores
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(-5, 5)), min_size=1, max_size=50), st.integers(1, 9))
 def test_sums_are_those_of_the_pairs_however_they_came(pairs, step):
     labels = np.array([label for label, _ in pairs], dtype=object)
