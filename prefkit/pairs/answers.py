@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from prefkit.pairs import tables
+from prefkit.pairs.bucket import Bucket
 from prefkit.pairs.dedupe import look_up
 from prefkit.pairs.read import prompt_texts
-from prefkit.pairs.text import digest
-from prefkit.pairs.unite import SET_ANSWERS, SET_PROMPTS, Sketches, Sketching, sketch_texts
+from prefkit.pairs.text import canonical, digest
+from prefkit.pairs.unite import Sketches, Sketching, sets_of, sketch_texts
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Twins:
     clusters: Path
 
 
-def sketch_answers(folder: Path, bucket: Path, files: Sequence[str], scope: str, how: Sketching) -> None:
+def sketch_answers(folder: Path, sets: Path, rows: Bucket, files: Sequence[str], scope: str, how: Sketching) -> None:
     """Write the sketches of a bucket's answers, in their order, and counts.json into `folder`: a task."""
-    answers = tables.read_whole(bucket / "answers.arrow", SET_ANSWERS)
+    prompts, answers = sets_of(sets, rows)
     texts = answers["response"].to_list()
     if scope == "prompt_response":
-        prompts = tables.read_whole(bucket / "prompts.arrow", SET_PROMPTS)
         asked = dict(zip(prompts["group"], prompt_texts(prompts), strict=True))
         texts = [f"{asked[group]} {text}" for group, text in zip(answers["group"], texts, strict=True)]
     numbers = {name: number for number, name in enumerate(files)}
     origins = [[numbers[name], row] for name, row in answers.select("origin_file", "origin_row").iter_rows()]
-    keys, owners, hashes, spans, canonical = sketch_texts(texts, how)
-    ids = b"".join(bytes.fromhex(digest(text)) for text in canonical)
+    plain = [canonical(text, how.fold_case) for text in texts]
+    keys, owners, hashes, spans = sketch_texts(plain, how)
+    ids = b"".join(bytes.fromhex(digest(text)) for text in plain)
     sketches = Sketches(
         ids=np.frombuffer(ids, ">u8").astype(np.uint64).reshape(-1, 2),
         ordinals=answers["group"].to_numpy(),

@@ -16,9 +16,9 @@ import pyarrow as pa
 from prefkit import schema
 from prefkit.pairs import tables
 from prefkit.pairs.decode import Decoded
-from prefkit.pairs.records import Rated
+from prefkit.pairs.records import Aspects, Rated
 from prefkit.pairs.scores import weigh
-from prefkit.pairs.text import prompt_id
+from prefkit.pairs.text import identity
 
 # `group` numbers the prompts of a part in input order. An answer's prompt is the one of its group.
 PROMPTS = pa.schema(
@@ -27,6 +27,7 @@ PROMPTS = pa.schema(
         ("absolute", pa.bool_()),
         *[schema.CANDIDATES.field(name) for name in ("prompt_id", "source", "prompt")],
         *[schema.CANDIDATES.field(name) for name in ("origin_file", "origin_row", "lang", "lang_prob", "langs")],
+        ("canonical", pa.string()),  # text of all turns, by which near-duplicates are found
     ]
 )
 ANSWERS = pa.schema(
@@ -35,6 +36,7 @@ ANSWERS = pa.schema(
         *[schema.CANDIDATES.field(name) for name in ("completion_index", "response", "model", "score", "aspects")],
         *[schema.CANDIDATES.field(name) for name in ("origin_file", "origin_row")],
         *[schema.CANDIDATES.field(name) for name in ("response_lang", "response_lang_prob")],
+        ("text", pa.uint64()),  # hash of the response without outer white space: tells the answers of a set apart
     ]
 )
 
@@ -52,10 +54,16 @@ class Tables(NamedTuple):
 
 
 def collect(
-    decoded: Iterable[Decoded], file: str, weights: Mapping[str, float] | None, fold_case: bool, first_group: int
+    decoded: Iterable[Decoded],
+    file: str,
+    weights: Mapping[str, float] | None,
+    keep_aspects: bool,
+    fold_case: bool,
+    first_group: int,
 ) -> Tables:
-    """The tables of some decoded rows. `weights` over aspects, where given, make the scores."""
-    batch = _Columns(file, weights, fold_case)
+    """The tables of some decoded rows. `weights` over aspects, where given, make the scores; without `keep_aspects`
+    that column stays empty."""
+    batch = _Columns(file, weights, keep_aspects, fold_case)
     rows = 0
     for row, found, bad in decoded:
         rows += 1
@@ -66,13 +74,17 @@ def collect(
     return Tables(batch.prompts(first_group), batch.answers(first_group), [batch.rejected()], rows, batch.count)
 
 
+_NO_ASPECTS: Aspects = ()
+
+
 class _Columns:
-    def __init__(self, file: str, weights: Mapping[str, float] | None, fold_case: bool):
+    def __init__(self, file: str, weights: Mapping[str, float] | None, keep_aspects: bool, fold_case: bool):
         self.file = file
         self.weights = weights
+        self.keep_aspects = keep_aspects
         self.fold_case = fold_case
         self.count = 0
-        self._prompts: list[tuple[str, str, bool, int, int]] = []
+        self._prompts: list[tuple[str, str, str, bool, int, int]] = []
         self._turns: list[tuple[str, str]] = []
         self._answers: list[tuple[int, int, str | None, str | None, float | None, int, int]] = []
         self._aspects: list[tuple[str, float]] = []
@@ -81,18 +93,24 @@ class _Columns:
     def add(self, rated: Rated, row: int) -> None:
         """One prompt of raw row `row`, with its completions."""
         at = len(self._prompts)
-        identity = prompt_id(rated.prompt, self.fold_case)
+        prompt_id, canonical = identity(rated.prompt, self.fold_case)
         self._turns += rated.prompt
-        self._prompts.append((identity, rated.source, rated.absolute, row, len(rated.prompt)))
+        self._prompts.append((prompt_id, canonical, rated.source, rated.absolute, row, len(rated.prompt)))
         self.count += len(rated.completions)
         for answer in rated.completions:
             stands = row if answer.row is None else answer.row
             if answer.reject:
-                self.reject(answer.reject, stands, answer.detail, completion_index=answer.index, prompt_id=identity)
+                self.reject(answer.reject, stands, answer.detail, completion_index=answer.index, prompt_id=prompt_id)
                 continue
-            score = answer.score if self.weights is None else weigh(answer.aspects, self.weights)
-            self._aspects += answer.aspects
-            self._answers.append((at, answer.index, answer.response, answer.model, score, stands, len(answer.aspects)))
+            score, aspects = answer.score, _NO_ASPECTS
+            if self.keep_aspects or self.weights is not None:
+                aspects = answer.aspects() if callable(answer.aspects) else answer.aspects
+            if self.weights is not None:
+                score = weigh(aspects, self.weights)
+            if self.keep_aspects:
+                self._aspects += aspects
+            count = len(aspects) if self.keep_aspects else 0
+            self._answers.append((at, answer.index, answer.response, answer.model, score, stands, count))
 
     def reject(self, reason: str, row: int, detail: str | None, **rest: Any) -> None:
         """A raw row, or one completion of it, that its source refused."""
@@ -101,7 +119,7 @@ class _Columns:
         )
 
     def prompts(self, first_group: int) -> pl.DataFrame:
-        identities, sources, absolute, rows, turns = _transposed(self._prompts, 5)
+        identities, canonical, sources, absolute, rows, turns = _transposed(self._prompts, 6)
         roles, contents = _transposed(self._turns, 2)
         messages = pa.StructArray.from_arrays([_texts(roles), _texts(contents)], ["role", "content"])
         nothing = pa.nulls(len(identities), pa.large_string())
@@ -116,6 +134,7 @@ class _Columns:
             lang=nothing,
             lang_prob=nothing.cast(pa.float32()),
             langs=pa.nulls(len(identities), pa.large_list(LANGUAGE)),
+            canonical=_texts(canonical),
         )
 
     def answers(self, first_group: int) -> pl.DataFrame:

@@ -16,7 +16,7 @@ follow from that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,10 +28,9 @@ from pydantic import Field
 
 from prefkit.errors import UsageError
 from prefkit.pairs import minhash
-from prefkit.pairs.engine import Task, key
+from prefkit.pairs.engine import RunTasks, Task, key
 from prefkit.pairs.unite import Sketching, Uniting
 
-RunTasks = Callable[[str, Sequence[Task]], None]
 KEYS_A_TASK = 4_000_000
 SHINGLES_AT_ONCE = 16_000_000
 
@@ -137,6 +136,8 @@ def _keys(
     """The keys of a band in [low, high), and the numbers of their prompts, in the order of those; of old buckets only
     the keys that new ones have."""
     new_keys, new_prompts = band_range(band, low, high, buckets[old:], counts[old:])
+    if not old:
+        return new_keys, new_prompts
     wanted = np.unique(new_keys)
     keys, prompts = [], []
     base = 0
@@ -170,8 +171,13 @@ def band_range(
 
 def _band(bucket: Path, band: int) -> tuple[minhash.U64, npt.NDArray[np.int32]]:
     """The ascending keys of a band of a bucket, and whose they are."""
-    keys, owners = (np.load(bucket / f"{name}.npy", mmap_mode="r") for name in ("band_keys", "band_prompts"))
+    keys, owners = (mapped(bucket, name) for name in ("band_keys", "band_prompts"))
     return keys[band], owners[band]
+
+
+def mapped(bucket: Path, name: str) -> npt.NDArray[Any]:
+    """An array of a bucket, memory-mapped; as a plain array, of which a slice costs a tenth of numpy's `memmap`."""
+    return np.asarray(np.load(bucket / f"{name}.npy", mmap_mode="r"))
 
 
 def _runs(keys: npt.NDArray[Any], prompts: minhash.I64) -> tuple[minhash.I64, minhash.I64]:
@@ -203,8 +209,8 @@ def _shingles(
     borders = np.searchsorted(documents, np.concatenate([[0], np.cumsum(counts)]))
     for bucket, (first, last) in zip(buckets, pairwise(borders), strict=True):
         if first < last:
-            hashes = np.load(bucket / "shingles.npy", mmap_mode="r")
-            pieces += [hashes[begin:end] for begin, end in spans[first:last]]
+            hashes = mapped(bucket, "shingles")
+            pieces += [hashes[begin:end] for begin, end in spans[first:last].tolist()]
     return np.concatenate(pieces), np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0])]).astype(np.int64)
 
 
@@ -249,9 +255,9 @@ def look_up(prompts: minhash.I64, name: str, buckets: Sequence[Path], counts: Se
     """The rows of an array of the buckets that belong to some prompts, given by their numbers."""
     bases = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     owners = np.searchsorted(bases, prompts, side="right") - 1
-    first = np.load(buckets[0] / f"{name}.npy", mmap_mode="r")
+    first = mapped(buckets[0], name)
     result = np.zeros((len(prompts), *first.shape[1:]), first.dtype)
     for owner in np.unique(owners):
-        values = np.load(buckets[owner] / f"{name}.npy", mmap_mode="r")
+        values = mapped(buckets[owner], name)
         result[owners == owner] = values[prompts[owners == owner] - bases[owner]]
     return result

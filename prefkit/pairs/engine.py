@@ -19,18 +19,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prefkit.errors import DataError, UsageError
 from prefkit.pairs import software
@@ -58,56 +59,69 @@ class Task:
     lasting: bool = False
 
 
+class RunTasks(Protocol):
+    """Runs the tasks of a step by its name; `total` is their weight where they are not known beforehand."""
+
+    def __call__(self, name: str, tasks: Iterable[Task], total: int | None = None) -> None: ...
+
+
 def key(*parts: Any) -> str:
     """Name of a task: 24 hexadecimal digits of a hash over JSON-able parts."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def run(tasks: Sequence[Task], executor: Executor, on_done: Callable[[Task], None]) -> None:
+def run(tasks: Iterable[Task], executor: Executor, on_done: Callable[[Task], None]) -> None:
     """Run all tasks that are not done yet; `on_done` hears of each, done before or now. Raises the first failure.
 
-    At most IN_FLIGHT tasks are with the executor at a time, so that millions of tasks need no memory there. When a
-    worker process of this machine is killed, the unfinished tasks are run again by fewer.
+    Tasks are taken one by one, while earlier ones run, so finding the next one may be work. At most IN_FLIGHT are with
+    the executor at a time, so that millions of tasks need no memory there. When a worker process of this machine is
+    killed, the unfinished tasks are run again by fewer.
     """
-    for folder in {task.folder.parent for task in tasks}:
-        folder.mkdir(parents=True, exist_ok=True)  # here and not by workers, which would make one that nobody sees
-    left = dict(enumerate(tasks))
-    while left:
+    coming = iter(tasks)
+    left: dict[Future[None], Task] = {}
+    while True:
         try:
-            _run(left, executor, on_done)
+            return _run(coming, left, executor, on_done)
         except BrokenExecutor as error:
             if not isinstance(executor, LocalPool):
                 raise DataError(
                     f"a worker was lost ({error}). Run the same command again to go on from the finished tasks."
                 ) from error
             executor.go_on_with_fewer()
+            coming = itertools.chain(list(left.values()), coming)
+            left.clear()
 
 
-def _run(left: dict[int, Task], executor: Executor, on_done: Callable[[Task], None]) -> None:
-    """Run the tasks `left`, and take out of it what is done."""
+def _run(
+    coming: Iterator[Task], flying: dict[Future[None], Task], executor: Executor, on_done: Callable[[Task], None]
+) -> None:
+    """Run the tasks that come; those that are with the executor are in `flying`."""
     here = isinstance(executor, InThisProcess | LocalPool)
     work = functools.partial(
         perform, made_with=software.fingerprint(), flush_from=time.time() + UNFLUSHED_SECONDS if here else 0.0
     )
+    made: set[Path] = set()
     at_once = 1 if isinstance(executor, InThisProcess) else IN_FLIGHT
-    waiting = iter(list(left.items()))
-    flying: dict[Future[None], int] = {}
+    more = True
     try:
-        while left:
-            for number, task in waiting:
-                if task.folder.is_dir():
-                    on_done(left.pop(number))
-                    continue
-                flying[executor.submit(work, task)] = number
-                if len(flying) >= at_once:
-                    break
+        while more or flying:
+            task = next(coming, None) if more and len(flying) < at_once else None
+            if task is None:
+                more = more and len(flying) >= at_once
+            elif task.folder.is_dir():
+                on_done(task)
+            else:
+                if task.folder.parent not in made:  # here and not by workers, which would make one that nobody sees
+                    task.folder.parent.mkdir(parents=True, exist_ok=True)
+                    made.add(task.folder.parent)
+                flying[executor.submit(work, task)] = task
             # polars' handler of Ctrl-C does not wake a thread that waits without an end
-            for future in wait(flying, WAIT_SECONDS, FIRST_COMPLETED).done:
-                number = flying.pop(future)
+            for future in wait(flying, 0 if task else WAIT_SECONDS, FIRST_COMPLETED).done:
                 future.result()
-                _see(left[number].folder)
-                on_done(left.pop(number))
+                done = flying.pop(future)
+                _see(done.folder)
+                on_done(done)
     finally:
         for future in flying:
             future.cancel()

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from multiprocessing import forkserver
 from typing import Any
 
 from prefkit.errors import DataError, PrefkitError, UsageError, did_you_mean, one_line
@@ -81,8 +82,6 @@ def local(workers: int) -> Iterator[Executor]:
     if workers == 1:
         yield InThisProcess()
         return
-    saved = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ |= ONE_THREAD
     pool = LocalPool(workers)
     try:
         yield pool
@@ -91,21 +90,30 @@ def local(workers: int) -> Iterator[Executor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        os.environ |= {name: value for name, value in saved.items() if value is not None}
-        for name in [name for name, value in saved.items() if value is None]:
-            del os.environ[name]
+
+
+def prepare() -> None:
+    """Start the server that `LocalPool` forks its processes from; it gets ready while this process goes on."""
+    saved = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ |= ONE_THREAD
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["prefkit.pairs.warm"])
+    forkserver.ensure_running()
+    os.environ |= {name: value for name, value in saved.items() if value is not None}
+    for name in [name for name, value in saved.items() if value is None]:
+        del os.environ[name]
 
 
 class LocalPool(Executor):
-    """Processes of this machine. They are spawned, because polars' threads do not survive a fork."""
+    """Processes of this machine, forked from a server that has imported all they need but runs no threads.
+
+    They are not forked from this process, because polars' threads do not survive that.
+    """
 
     def __init__(self, workers: int):
         self.workers = workers
-        self._pool = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_obey_parent
-        )
-        for _ in range(workers):
-            self._pool.submit(_warm_up)
+        prepare()
+        server = multiprocessing.get_context("forkserver")
+        self._pool = ProcessPoolExecutor(workers, mp_context=server, initializer=_obey_parent)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return self._pool.submit(fn, *args, **kwargs)
@@ -142,14 +150,6 @@ class LocalPool(Executor):
 
     def _processes(self) -> list[Any]:
         return list((self._pool._processes or {}).values())
-
-
-def _warm_up() -> None:
-    """Import what tasks need, while the build still looks at its inputs: a second and a half for each process."""
-    from prefkit.pairs import minhash, read, select  # noqa: F401
-
-    hashes, offsets = minhash.shingles(["warm up"], 1)
-    minhash.signatures(hashes, offsets, minhash.permutations(8, 1))
 
 
 def _obey_parent() -> None:

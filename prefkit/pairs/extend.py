@@ -34,15 +34,14 @@ import polars as pl
 from prefkit import manifest
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Generation, Manifest
-from prefkit.pairs import dedupe, tables
-from prefkit.pairs.batch import PROMPTS
+from prefkit.pairs import dedupe
 from prefkit.pairs.options import Options
 from prefkit.pairs.records import Message
-from prefkit.pairs.text import prompt_id
-from prefkit.pairs.unite import Known, sketch
+from prefkit.pairs.text import identity
+from prefkit.pairs.unite import Known, Sketching, sketch
 
 if TYPE_CHECKING:
-    from prefkit.pairs.build import Source
+    from prefkit.pairs.steps import Source
 
 ORDINALS = 1 << 40  # of a generation: those of a later one are higher
 PROBES = (
@@ -136,37 +135,35 @@ def check(before: Before, options: Options, sources: Sequence[Source] = ()) -> N
                     f"[build.{section}] {name}: {is_now!r} here, but {was!r} in {before.folder}; "
                     "what is added must be compared and split in the same way."
                 )
-    if fingerprint(options) != before.record.sketching:
+    how: dedupe.Dedupe = options.dedupe.function()()
+    if fingerprint(how.uniting.sketching) != before.record.sketching:
         raise UsageError(
             f"{before.folder}: its sketches were made by prefkit {before.record.versions['prefkit']}, and this version "
             "makes others; build it again from its raw files."
         )
     had = {file.sha256: file.path for file in before.record.inputs}
     for given in sources:
-        if given.indexed.sha256 in had:
-            raise UsageError(
-                f"{given.file.path}: already in {before.folder}, as {had[given.indexed.sha256]}; give new files only."
-            )
+        sha256 = given.index.finish().sha256
+        if sha256 in had:
+            raise UsageError(f"{given.file.path}: already in {before.folder}, as {had[sha256]}; give new files only.")
 
 
-def fingerprint(options: Options) -> str:
+def fingerprint(how: Sketching) -> str:
     """SHA-256 of the sketches of fixed texts: two data sets' sketches compare if theirs are equal."""
-    prompts = [
-        {"prompt_id": prompt_id([Message("user", text)]), "prompt": [{"role": "user", "content": text}]}
-        for text in PROBES
-    ]
-    heads = pl.DataFrame(prompts, {name: tables.empty(PROMPTS).schema[name] for name in ("prompt_id", "prompt")})
+    prompts = [identity([Message("user", text)]) for text in PROBES]
+    heads = pl.DataFrame(prompts, {"prompt_id": pl.String, "canonical": pl.String}, orient="row")
     heads = heads.sort("prompt_id").with_columns(ordinal=pl.lit(0), file=pl.lit(0), origin_row=pl.lit(0))
-    how: dedupe.Dedupe = options.dedupe.function()()
     hasher = hashlib.sha256()
-    for array in sketch(heads, how.uniting.sketching):
+    for array in sketch(heads, how):
         hasher.update(np.ascontiguousarray(array).tobytes())
     return hasher.hexdigest()
 
 
-def write_sketches(folder: Path, buckets: Sequence[Path], counts: Sequence[int], old: int, clusters: Path) -> None:
+def write_sketches(
+    folder: Path, buckets: Sequence[Path], counts: Sequence[int], old: int, clusters: Path, how: Sketching
+) -> None:
     """The sketches of all buckets but the first `old` ones as one, with heads.npy, the numbers of the representatives
-    of their clusters; and files.json, what was written.
+    of their clusters; and sketches.json, what was written, and the fingerprint of how.
 
     Files are appended to from beginning to end, a bucket or a range of band keys at a time.
     """
@@ -193,7 +190,7 @@ def write_sketches(folder: Path, buckets: Sequence[Path], counts: Sequence[int],
     facts = {
         name: {"bytes": path.stat().st_size, "sha256": manifest.file_sha256(path)} for name, path in written.items()
     }
-    (folder / "files.json").write_text(json.dumps(facts))
+    (folder / "sketches.json").write_text(json.dumps({"files": facts, "fingerprint": fingerprint(how)}))
 
 
 def _sorted_band(band: int, buckets: Sequence[Path], counts: Sequence[int]) -> Iterator[tuple[Any, Any]]:

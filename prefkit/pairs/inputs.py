@@ -5,10 +5,10 @@ cut at newlines into parts of about `chunk_bytes`, a JSON array between its item
 is compressed is one part, since it has no place to begin but its start; so is CSV, where a newline may be in quotes.
 
 Indexing reads every file once: its SHA-256, its cuts, and how many lines stand before each. That costs about as much
-as the disk and the hash need (some GB/s; for an array some hundred MB/s), and is what lets parts be read in any order
-on any machine and still know their line numbers. A remote file so goes over the network twice, once to be indexed and
-once for its rows: line numbers must be known before parts are read, and no server tells a SHA-256. A part fetches only
-its own bytes.
+as the disk and the hash need (a GB/s; for an array some hundred MB/s), and is what lets parts be read in any order on
+any machine and still know their line numbers. Parts are read while later ones are still being cut. A remote file so
+goes over the network twice, once to be indexed and once for its rows: line numbers must be known before parts are read,
+and no server tells a SHA-256. A part fetches only its own bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from prefkit import urls
 from prefkit.errors import DataError, UsageError
@@ -38,10 +41,12 @@ from prefkit.pairs.parts import (
     state,
 )
 
-__all__ = ["Indexed", "Part", "RawFile", "RawRow", "expand", "index", "name_files", "rows", "size", "whole"]
+__all__ = ["Index", "Indexed", "Part", "RawFile", "RawRow", "expand", "index", "name_files", "rows", "size", "whole"]
 
 TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (*TEXTS, ".parquet")
+NEWLINE = ord("\n")
+BLOCK = 1 << 20
 
 Place = Path | str  # of a local file, or the URL of a remote one
 
@@ -150,116 +155,144 @@ def size(file: RawFile) -> int:
     return state(file)[0] or 0
 
 
-def index(file: RawFile, chunk_bytes: int) -> Indexed:
-    """Hash a file and cut it into at least one part. Raises DataError where it cannot be read.
+class Index:
+    """A file being hashed and cut. Its parts come one by one, so that the first are read while the last are not cut."""
 
-    The parts remember the version of the file, so that rows are only read of what was indexed.
-    """
+    def __init__(self, file: RawFile, chunk_bytes: int):
+        self._cutting = _cut(file, chunk_bytes)
+        self._parts: list[Part] = []
+        self._end: tuple[int, str] | None = None
+
+    def parts(self) -> Iterator[Part]:
+        """All parts, at least one, each as soon as it is known. Raises DataError where the file cannot be read.
+
+        They remember the version of the file, so that rows are only read of what was indexed.
+        """
+        for number in itertools.count():
+            while number == len(self._parts):
+                if self._end is not None:
+                    return
+                self._go_on()
+            yield self._parts[number]
+
+    def _go_on(self) -> None:
+        try:
+            self._parts.append(next(self._cutting))
+        except StopIteration as end:
+            self._end = end.value
+
+    def finish(self) -> Indexed:
+        """Size, SHA-256 and parts of the whole file."""
+        parts = list(self.parts())
+        assert self._end
+        return Indexed(*self._end, parts)
+
+
+def index(file: RawFile, chunk_bytes: int) -> Indexed:
+    """Hash a file and cut it into at least one part. Raises DataError where it cannot be read."""
+    return Index(file, chunk_bytes).finish()
+
+
+def whole(parts: Sequence[Part]) -> Part:
+    """The parts of a file as one: for a source that must see all rows of a file together."""
+    first, last = parts[0], parts[-1]
+    return replace(first, end=last.end, bytes=sum(part.bytes for part in parts), identity=last.identity)
+
+
+def _cut(file: RawFile, chunk_bytes: int) -> Generator[Part, None, tuple[int, str]]:
+    """The parts of a file; returns its size and SHA-256."""
     try:
         expected, version = state(file)
         file = replace(file, version=version)
-        if file.has_suffix(".parquet"):
-            found = _index_parquet(file, chunk_bytes)
-        elif file.has_suffix(".csv", ".tsv"):
-            found = _one_part(file, "csv")
-        elif (begin := _array_start(file)) is not None:
-            found = _one_part(file, "array", begin) if file.compression else _index_array(file, begin, chunk_bytes)
-        else:
-            found = _one_part(file, "lines") if file.compression else _index_lines(file, chunk_bytes)
-        if expected not in (None, found.size) or state(file)[1] != version:
+        begin = _array_start(file)
+        sha = hashlib.sha256()
+        with open_raw(file) as stream:
+            if file.compression or file.has_suffix(".csv", ".tsv", ".parquet"):
+                _hash(stream, sha)
+                yield from _hashed_parts(file, begin, chunk_bytes, stream.tell(), sha.hexdigest())
+            elif file.is_remote:  # the server may turn out to give no ranges, so that cuts would be of no use
+                parts = list(_cut_text(file, stream, sha, begin, chunk_bytes))
+                yield from [whole(parts)] if _is_sequential(stream) else parts
+            else:
+                yield from _cut_text(file, stream, sha, begin, chunk_bytes)
+            size = stream.tell()
+        if expected not in (None, size) or state(file)[1] != version:
             raise DataError(f"{file.shown}: changed while it was indexed. Run the same command again.")
-        return found
+        return size, sha.hexdigest()
     except OSError as error:
         raise DataError(f"{file.shown}: cannot be read ({error.strerror or error}).") from error
 
 
-def whole(indexed: Indexed) -> Indexed:
-    """The same file as one part: for a source that must see all rows of a file together."""
-    first, last = indexed.parts[0], indexed.parts[-1]
-    part = replace(first, end=last.end, bytes=sum(part.bytes for part in indexed.parts))
-    return indexed._replace(parts=[part])
+def _hash(stream: io.BufferedReader, sha: Any) -> None:
+    while block := stream.read(BLOCK):
+        sha.update(block)
 
 
-def _hash(file: RawFile) -> tuple[str, int]:
-    with open_raw(file) as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return digest, stream.tell()
+def _hashed_parts(file: RawFile, begin: int | None, chunk_bytes: int, size: int, digest: str) -> Iterator[Part]:
+    """The parts of what is not cut by its bytes: row groups of Parquet; all of what is compressed, and of CSV."""
+    if not file.has_suffix(".parquet"):
+        kind = "csv" if file.has_suffix(".csv", ".tsv") else "lines" if begin is None else "array"
+        yield Part(file, kind, begin or 0, None, 1, size, identity=digest)
+        return
+    metadata = parquet(file).metadata
+    start = first_row = rows = weight = 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        weight += metadata.row_group(group).total_byte_size
+        if weight >= chunk_bytes or group == metadata.num_row_groups - 1:
+            yield Part(file, "parquet", start, group + 1, first_row + 1, weight, identity=digest)
+            start, first_row, weight = group + 1, rows, 0
+    if not metadata.num_row_groups:
+        yield Part(file, "parquet", 0, 0, 1, 0, identity=digest)
 
 
-def _one_part(file: RawFile, kind: str, start: int = 0) -> Indexed:
-    digest, total = _hash(file)
-    return Indexed(total, digest, [Part(file, kind, start, None, 1, total)])
+def _cut_text(
+    file: RawFile, stream: io.BufferedReader, sha: Any, begin: int | None, chunk_bytes: int
+) -> Iterator[Part]:
+    if begin is None:
+        return _cut_lines(file, stream, sha, chunk_bytes)
+    return _cut_array(file, stream, sha, begin, chunk_bytes)
 
 
-def _index_lines(file: RawFile, chunk_bytes: int) -> Indexed:
-    sha = hashlib.sha256()
-    parts: list[Part] = []
+def _cut_lines(file: RawFile, stream: io.BufferedReader, sha: Any, chunk_bytes: int) -> Iterator[Part]:
     start = offset = lines = first_row = 0
-    with open_raw(file) as stream:
-        while block := stream.read(min(chunk_bytes, 1 << 20)):
-            sha.update(block)
-            if offset - start >= chunk_bytes and (newline := block.find(b"\n")) >= 0:
-                cut = offset + newline + 1
-                lines += 1
-                parts.append(Part(file, "lines", start, cut, first_row + 1, cut - start))
-                start, first_row = cut, lines
-                lines += block.count(b"\n", newline + 1)
-            else:
-                lines += block.count(b"\n")
-            offset += len(block)
-        if _is_sequential(stream):
-            parts, start, first_row = [], 0, 0
-    if offset > start or not parts:
-        parts.append(Part(file, "lines", start, offset, first_row + 1, offset - start))
-    return Indexed(offset, sha.hexdigest(), parts)
+    while block := stream.read(min(chunk_bytes, BLOCK)):
+        newline = block.find(b"\n") if offset - start >= chunk_bytes else -1
+        sha.update(block[: newline + 1])
+        if newline >= 0:
+            cut = offset + newline + 1
+            yield Part(file, "lines", start, cut, first_row + 1, cut - start, identity=sha.hexdigest())
+            start, first_row = cut, lines + 1
+        sha.update(block[newline + 1 :])
+        lines += int(np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE))
+        offset += len(block)
+    if offset > start or not offset:
+        yield Part(file, "lines", start, offset, first_row + 1, offset - start, identity=sha.hexdigest())
+
+
+def _cut_array(file: RawFile, stream: io.BufferedReader, sha: Any, begin: int, chunk_bytes: int) -> Iterator[Part]:
+    def read(size: int) -> bytes:
+        block = stream.read(size)
+        sha.update(block)
+        return block
+
+    read(begin)
+    start = offset = begin
+    first_row = 1
+    try:
+        for number, item in enumerate(arrays.items(read, closed=True), 1):
+            offset += len(item) + 1
+            if offset - start > chunk_bytes:
+                yield Part(file, "array", start, offset - 1, first_row, offset - start, identity=sha.hexdigest())
+                start, first_row = offset, number + 1
+    except ValueError as error:
+        raise not_an_array(file, error) from error
+    if offset > start:
+        yield Part(file, "array", start, offset - 1, first_row, offset - start, identity=sha.hexdigest())
 
 
 def _is_sequential(stream: io.BufferedReader) -> bool:
-    """Whether the bytes come from a server that gives no ranges, so that cuts would be of no use."""
     return isinstance(stream.raw, urls.RemoteFile) and stream.raw.sequential
-
-
-def _index_array(file: RawFile, begin: int, chunk_bytes: int) -> Indexed:
-    sha = hashlib.sha256()
-    parts: list[Part] = []
-    with open_raw(file) as stream:
-
-        def read(size: int) -> bytes:
-            block = stream.read(size)
-            sha.update(block)
-            return block
-
-        read(begin)
-        start = offset = begin
-        first_row = 1
-        try:
-            for number, item in enumerate(arrays.items(read, closed=True), 1):
-                offset += len(item) + 1
-                if offset - start > chunk_bytes:
-                    parts.append(Part(file, "array", start, offset - 1, first_row, offset - start))
-                    start, first_row = offset, number + 1
-        except ValueError as error:
-            raise not_an_array(file, error) from error
-        total = stream.tell()
-        if _is_sequential(stream):
-            parts, start, first_row = [], begin, 1
-    if offset > start or not parts:
-        parts.append(Part(file, "array", start, offset - 1, first_row, offset - start))
-    return Indexed(total, sha.hexdigest(), parts)
-
-
-def _index_parquet(file: RawFile, chunk_bytes: int) -> Indexed:
-    metadata = parquet(file).metadata
-    parts: list[Part] = []
-    start = first_row = rows = size = 0
-    for group in range(metadata.num_row_groups):
-        rows += metadata.row_group(group).num_rows
-        size += metadata.row_group(group).total_byte_size
-        if size >= chunk_bytes or group == metadata.num_row_groups - 1:
-            parts.append(Part(file, "parquet", start, group + 1, first_row + 1, size))
-            start, first_row, size = group + 1, rows, 0
-    digest, total = _hash(file)
-    return Indexed(total, digest, parts or [Part(file, "parquet", 0, 0, 1, 0)])
 
 
 def _array_start(file: RawFile) -> int | None:

@@ -18,11 +18,12 @@ Compiled once per machine (a few seconds), then cached.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from prefkit.errors import UsageError
 from prefkit.pairs.compiled import compiled
@@ -39,7 +40,29 @@ _P5 = np.uint64(0x27D4EB2F165667C5)
 _FNV_PRIME = np.uint64(0x100000001B3)
 
 
-def shingles(texts: Sequence[str], ngram: int, unit: Unit = "words") -> tuple[U64, I64]:
+class Packed(NamedTuple):
+    """Texts as one run of UTF-8 bytes: text i is data[ends[i]:ends[i+1]]."""
+
+    data: npt.NDArray[np.uint8]
+    ends: I64
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Packed:
+        encoded = [text.encode() for text in texts]
+        ends = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum([len(data) for data in encoded], out=ends[1:])
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    @classmethod
+    def of_column(cls, texts: pl.Series) -> Packed:
+        """The buffers of a column without nulls."""
+        array = texts.to_arrow()
+        _, ends, data = array.buffers()
+        assert array.offset == 0 and not array.null_count
+        return cls(np.frombuffer(data or b"", np.uint8), np.frombuffer(ends, np.int64)[: len(array) + 1])
+
+
+def shingles(texts: Sequence[str] | Packed, ngram: int, unit: Unit = "words") -> tuple[U64, I64]:
     """Sorted distinct shingle hashes of each text, concatenated, and the offsets: text i owns
     hashes[offsets[i]:offsets[i+1]].
 
@@ -50,20 +73,18 @@ def shingles(texts: Sequence[str], ngram: int, unit: Unit = "words") -> tuple[U6
     return hashes[: offsets[-1]].copy(), offsets
 
 
-def ngrams(texts: Sequence[str], ngram: int, unit: Unit = "words") -> tuple[U64, I64]:
+def ngrams(texts: Sequence[str] | Packed, ngram: int, unit: Unit = "words") -> tuple[U64, I64]:
     """Hashes of all n-grams of each text in their order, concatenated, and the offsets, as in `shingles`.
 
     The k-th hash of a text is that of the n-gram that begins with its k-th unit. A text of fewer than `ngram` units has
     one hash, that of the whole text.
     """
-    encoded = [text.encode() for text in texts]
-    ends = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(data) for data in encoded], out=ends[1:])
-    units = [len(text) if unit == "characters" else text.count(" ") + 1 for text in texts]
-    offsets = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum(np.maximum(np.array(units, np.int64) - ngram + 1, 1), out=offsets[1:])
+    data, ends = texts if isinstance(texts, Packed) else Packed.of(texts)
+    characters = unit == "characters"
+    offsets = np.zeros(len(ends), np.int64)
+    _count_ngrams(data, ends, ngram, characters, offsets)
     hashes = np.empty(offsets[-1], np.uint64)
-    _ngram_hashes(np.frombuffer(b"".join(encoded), np.uint8), ends, ngram, unit == "characters", hashes, offsets)
+    _ngram_hashes(data, ends, ngram, characters, hashes, offsets)
     return hashes, offsets
 
 
@@ -84,11 +105,13 @@ def signatures(hashes: U64, offsets: I64, permutations: npt.NDArray[np.uint32]) 
 
 
 def permutations(count: int, seed: int) -> npt.NDArray[np.uint32]:
-    """datasketch's permutation parameters [2, count] for scheme `affine32`."""
-    from datasketch import MinHash
+    """datasketch's permutation parameters [2, count] for scheme `affine32`: odd factors, and summands.
 
-    parameters: Any = MinHash(num_perm=count, seed=seed, scheme="affine32").permutations
-    return np.asarray(parameters, np.uint32)
+    Drawn as datasketch draws them, whose import alone would take longer than 20,000 sketches.
+    """
+    draw = np.random.RandomState(seed)
+    factors = draw.randint(0, 1 << 31, count, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    return np.stack([factors, draw.randint(0, 1 << 32, count, dtype=np.uint32)])
 
 
 def bands_and_rows(threshold: float, count: int, recall: float = 0.98) -> tuple[int, int]:
@@ -169,6 +192,16 @@ def _unit_end(data: Any, at: Any, end: Any, characters: Any) -> Any:
         while at < end and data[at] != 32:
             at += 1
     return at
+
+
+@compiled
+def _count_ngrams(data: Any, ends: Any, ngram: int, characters: bool, offsets: Any) -> None:
+    """offsets[i + 1] - offsets[i]: how many hashes `_ngram_hashes` gives for text i."""
+    for document in range(len(ends) - 1):
+        units = 0 if characters else 1
+        for at in range(ends[document], ends[document + 1]):
+            units += data[at] & 0xC0 != 0x80 if characters else data[at] == 32
+        offsets[document + 1] = offsets[document] + max(units - ngram + 1, 1)
 
 
 @compiled

@@ -18,7 +18,7 @@ The one task reads three numbers a pair and gives one threshold a quota: about 3
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -31,7 +31,7 @@ from pydantic import Field, FiniteFloat
 from prefkit import schema
 from prefkit.errors import DataError
 from prefkit.pairs import tables
-from prefkit.pairs.engine import Task, key
+from prefkit.pairs.engine import RunTasks, Task, key
 from prefkit.pairs.select import PART_PAIRS, save, scrambled, unpaired
 from prefkit.pairs.text import uniform
 
@@ -99,7 +99,7 @@ class Cut(NamedTuple):
     ties: int
 
 
-def trim(selected: list[Path], quotas: Quotas, work: Path, run: Callable[[str, Sequence[Task]], None]) -> list[Path]:
+def trim(selected: list[Path], quotas: Quotas, work: Path, run: RunTasks) -> list[Path]:
     """Run both steps over finished buckets of pairs; the folders of the trimmed ones, or the same without a quota."""
     if not quotas.asked_for():
         return selected

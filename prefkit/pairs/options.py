@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ SECTIONS = (
     "shards",
     "chunk_bytes",
 )
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 24 << 20
 RESERVED = {*read.ALWAYS, *SET_RULES, *select.ALWAYS, *decontaminate.REASONS, *mix.REASONS, "not_selected"}
 
 
@@ -89,6 +89,16 @@ class Options:
             return False
         options = self.decontaminate.options
         return {"use": self.decontaminate.address, **options, "paths": decontaminate.identity(options["paths"])}
+
+    def files(self) -> Iterator[tuple[int, RawFile]]:
+        """All raw files in order, each with the number of its entry in [[build.inputs]]."""
+        for number, given in enumerate(self.inputs):
+            yield from ((number, file) for file in given.files)
+
+    def look_at_aspects(self) -> bool:
+        """Whether anything besides `score_weights` asks for the aspects of answers: a filter, a strategy of others."""
+        filters = any("aspects" in call.call().meta.root_names() for call in self.candidate_filters)
+        return filters or self.binarize.is_external
 
 
 def fingerprint(call: Call) -> dict[str, str]:

@@ -60,7 +60,8 @@ class RawFile:
 class Part:
     """A slice of a file: bytes of JSONL or of an array, row groups of Parquet; to the end of the file if `end` is None.
 
-    `first_row` is the number of its first row (from 1); `limit` how many rows to read at most.
+    `first_row` is the number of its first row (from 1); `limit` how many rows to read at most. `identity` is the
+    SHA-256 of the file from its beginning to at least the end of the part.
     """
 
     file: RawFile
@@ -70,6 +71,7 @@ class Part:
     first_row: int
     bytes: int
     limit: int | None = None
+    identity: str = ""
 
 
 class RawRow(NamedTuple):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,9 @@ from prefkit.pairs.extend import Before
 from prefkit.pairs.options import Options
 
 if TYPE_CHECKING:
-    from prefkit.pairs.build import Source
+    from prefkit.pairs.steps import Source
 
+REMOVERS = 4  # threads
 FOLDERS = ("data", "rejects", "sketches")
 OURS = re.compile(r"(data/(train|test)|rejects/rejects)-\d{5}-of-\d{5}(-g\d+)?\.parquet|sketches/g\d+/\w+\.npy")
 
@@ -105,8 +108,11 @@ def clean(out: Path, keep_work: bool) -> None:
     """Remove the finished steps: out of their place by one rename first, so that no half-removed step counts as
     done."""
     if not keep_work:
-        (out / ".work").rename(out / ".work.done")
-        shutil.rmtree(out / ".work.done")
+        done = out / ".work.done"
+        (out / ".work").rename(done)
+        with ThreadPoolExecutor(REMOVERS) as removers:  # a large file takes a while, and no thread of Python's
+            list(removers.map(functools.partial(shutil.rmtree, ignore_errors=True), done.glob("*/*")))
+        shutil.rmtree(done)
 
 
 def plan(
@@ -121,11 +127,10 @@ def plan(
         versions=software.versions(),
         inputs=[
             *(before.record.inputs if before.record else []),
-            *(InputFile(given.file.name, given.indexed.size, given.indexed.sha256, 0) for given in sources),
+            *(InputFile(given.file.name, *given.index.finish()[:2], 0) for given in sources),
         ],
         stages=[],
         shards=[],
-        sketching=extend.fingerprint(options),
         generations=before.generations,
     )
 
@@ -219,7 +224,7 @@ def account(
 
 def _rows_of_files(planned: Manifest, sources: Sequence[Source], reads: Sequence[Any]) -> list[InputFile]:
     each = iter(reads)
-    totals = [sum(next(each)["rows"] for _ in given.indexed.parts) for given in sources]
+    totals = [sum(next(each)["rows"] for _ in given.parts()) for given in sources]
     new = planned.inputs[-len(sources) :]
     counted = [dataclasses.replace(file, rows=total) for file, total in zip(new, totals, strict=True)]
     return [*planned.inputs[: -len(sources)], *counted]
@@ -235,12 +240,13 @@ def publish(out: Path, record: Manifest, files: Sequence[PlannedFile], sketches:
         Shard(file.name, file.split, **json.loads((file.task.folder / "shard.json").read_text())) for file in files
     ]
     generation = f"sketches/g{len(before.generations)}"
-    arrays = json.loads((sketches / "files.json").read_text())
+    made = json.loads((sketches / "sketches.json").read_text())
+    arrays = made["files"]
     new_sketches = [SketchFile(f"{generation}/{name}", **facts) for name, facts in arrays.items()]
     if before.record:
         shards = [*before.record.shards, *shards]
         new_sketches = [*before.record.sketches, *new_sketches]
-    record = dataclasses.replace(record, shards=shards, sketches=new_sketches)
+    record = dataclasses.replace(record, shards=shards, sketches=new_sketches, sketching=made["fingerprint"])
     texts = {"README.md": card.dataset_card(record), manifest.FILE_NAME: manifest.dump(record)}
     for name, text in texts.items():  # a full disk shows here, where the data set before this one is still whole
         manifest.write_text_atomically(out / ".work" / name, text)

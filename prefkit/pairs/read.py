@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from prefkit import schema
 from prefkit.errors import UsageError
@@ -35,8 +36,8 @@ from prefkit.pairs.language import language as tag_languages
 from prefkit.pairs.text import canonical
 from prefkit.resolve import Call
 
-BATCH_ROWS = 2000
-BATCH_BYTES = 16 << 20
+BATCH_ROWS = 4000
+BATCH_BYTES = 32 << 20
 RUN_BYTES = 32 << 20
 KEY_DIGITS = 16  # hexadecimal digits of a prompt's key
 
@@ -54,6 +55,7 @@ class Reading:
 
     source: Call
     weights: dict[str, float] | None = None  # over aspects, to make the scores
+    keep_aspects: bool = True  # whether a later step looks at them
     filters: Sequence[Call] = ()
     redact: Call | None = None
     language: Call | None = None
@@ -88,10 +90,12 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
     stream = decode(inputs.rows(part), how.source, part.file.name)
     reasons: Counter[tuple[Any, ...]] = Counter()
     with writing_runs(folder) as runs, tables.even_writer(folder / "rejects.arrow", schema.REJECTS) as drop:
-        while decoded := _batch(stream):
-            batch = collect(decoded, part.file.name, how.weights, how.fold_case, counts["groups"])
-            if how.redact:
-                batch = batch._replace(prompts=how.redact.call(batch.prompts), answers=how.redact.call(batch.answers))
+        while True:
+            some = _batch(stream)
+            batch = collect(some, part.file.name, how.weights, how.keep_aspects, how.fold_case, counts["groups"])
+            if not batch.rows:
+                break
+            batch = _redact(batch, how) if how.redact else batch
             counts["rows"] += batch.rows
             counts["candidates"] += batch.candidates
             counts["groups"] += len(batch.prompts)
@@ -107,16 +111,14 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
     (folder / "counts.json").write_text(json.dumps(facts))
 
 
-def _batch(stream: Iterator[Decoded]) -> list[Decoded]:
+def _batch(stream: Iterator[Decoded]) -> Iterator[Decoded]:
     """The next rows, up to BATCH_ROWS of them or BATCH_BYTES of text; none at the end."""
-    rows: list[Decoded] = []
     size = 0
     for decoded in itertools.islice(stream, BATCH_ROWS):
-        rows.append(decoded)
+        yield decoded
         size += len(decoded.row.text)
         if size >= BATCH_BYTES:
             break
-    return rows
 
 
 def needs_language(rule: pl.Expr) -> bool:
@@ -131,19 +133,20 @@ def shown(call: Call) -> str:
 
 
 def _judge(batch: Tables, rules: dict[str, tuple[pl.Expr, str]]) -> Tables:
-    """Apply rules in order; the answers that fail one go to the rejects under its name, once."""
+    """Apply rules to the answers; those that fail go to the rejects under the name of the first rule that they fail."""
     answers = batch.answers
     rejects = batch.rejects
+    left = pl.repeat(True, len(answers), eager=True)
     for name, (rule, options) in rules.items():
         try:
             verdict = _verdict(rule, batch.prompts, answers)
         except pl.exceptions.PolarsError as error:
             raise UsageError(f"[[build.filters]] {name} failed: {error}") from error
         if not verdict.all():
-            fallen = _with_prompt(answers.filter(~verdict), batch.prompts, OF_PROMPT)
+            fallen = _with_prompt(answers.filter(left & ~verdict), batch.prompts, OF_PROMPT)
             rejects.append(tables.rejects(fallen, "filter", name, tables.seen(rule, options, fallen)))
-            answers = answers.filter(verdict)
-    return batch._replace(answers=answers, rejects=rejects)
+            left &= verdict
+    return batch._replace(answers=answers.filter(left), rejects=rejects)
 
 
 def _verdict(rule: pl.Expr, prompts: pl.DataFrame, answers: pl.DataFrame) -> pl.Series:
@@ -157,6 +160,15 @@ def _verdict(rule: pl.Expr, prompts: pl.DataFrame, answers: pl.DataFrame) -> pl.
 
 def _with_prompt(answers: pl.DataFrame, prompts: pl.DataFrame, columns: set[str]) -> pl.DataFrame:
     return answers.with_columns(prompts[name].gather(answers["at"]) for name in columns)
+
+
+def _redact(batch: Tables, how: Reading) -> Tables:
+    """Without personal data, also in the text by which near-duplicates are found; ids stay those of the raw prompts."""
+    assert how.redact
+    prompts = how.redact.call(batch.prompts)
+    plain = [canonical(text, how.fold_case) for text in prompt_texts(prompts)]
+    prompts = prompts.with_columns(canonical=pl.Series(plain, dtype=pl.String))
+    return batch._replace(prompts=prompts, answers=how.redact.call(batch.answers))
 
 
 def _tag(batch: Tables, language: Call | None) -> Tables:
@@ -236,7 +248,8 @@ class Runs:
     def add(self, prompts: pl.DataFrame, answers: pl.DataFrame) -> None:
         """Prompts with answers; those without any are left out."""
         key = keys_of(prompts["prompt_id"])
-        answers = answers.with_columns(key=pl.Series(key).gather(answers["at"]))
+        text = pl.col("response").str.strip_chars().hash()
+        answers = answers.with_columns(text=text, key=pl.Series(key).gather(answers["at"]))
         prompts = prompts.with_columns(key=pl.Series(key))[answers["at"].unique().sort()]
         self._waiting.append((prompts, answers))
         self._size += int(answers["response"].str.len_bytes().sum() or 0) + 500 * len(answers)
@@ -262,8 +275,13 @@ def keys_of(prompt_ids: pl.Series) -> npt.NDArray[np.uint64]:
     return np.array([int(identity[:KEY_DIGITS], 16) for identity in prompt_ids], np.uint64)
 
 
-def slices(folder: Path, low: int, high: int) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Prompts and answers of a part whose key lies in [low, high), a pair of tables a run, without copying them."""
+def slices(
+    folder: Path, low: int, high: int, *columns: Sequence[str]
+) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Prompts and answers of a part whose key lies in [low, high), a pair of tables a run, without copying them.
+
+    `columns` are those wanted of prompts and of answers.
+    """
     bases = [0, 0]
     runs = json.loads((folder / "counts.json").read_text())["runs"]
     keys = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("prompts", "answers")]
@@ -274,7 +292,7 @@ def slices(folder: Path, low: int, high: int) -> Iterator[tuple[pl.DataFrame, pl
             mine = keys[kind][bases[kind] : bases[kind] + length]
             first = int(np.searchsorted(mine, np.uint64(low)))
             last = length if high >= 1 << 64 else int(np.searchsorted(mine, np.uint64(high)))
-            found.append(files[kind].rows(run, first, last))
+            found.append(files[kind].rows(run, first, last, columns[kind]))
             bases[kind] += length
         if len(found[1]):
             yield found[0], found[1]

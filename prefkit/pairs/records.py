@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+Aspects = Sequence[tuple[str, float]]
 
 
 class Message(NamedTuple):
@@ -18,14 +20,15 @@ class Message(NamedTuple):
 class Completion(NamedTuple):
     """One answer. `index` is its position in the raw row; `reject` is a reason not to use it, with `detail`.
 
-    `row` is the raw row that it stands in, where a source reads whole files; else it is the row being read.
+    `aspects` may be a function that gives them, where they are work that few pipelines need. `row` is the raw row that
+    it stands in, where a source reads whole files; else it is the row being read.
     """
 
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
     response: str | None
     score: float | None = None
     model: str | None = None
-    aspects: Sequence[tuple[str, float]] = ()
+    aspects: Aspects | Callable[[], Aspects] = ()
     reject: str | None = None
     detail: str | None = None
     row: int | None = None

@@ -57,12 +57,18 @@ def replace(texts: pl.Series, kinds: Sequence[Kind]) -> pl.Series:
     """Texts with every find of the given kinds replaced by the kind's name in brackets."""
     wanted = [kind for kind in PATTERNS if kind in kinds]
     places = _suspects(texts, wanted).arg_true()
-    values = []
-    for text in texts.gather(places):
-        for kind in wanted:
-            text = _replace(text, kind)
-        values.append(text)
+    values = [_replace_all(text, wanted) for text in texts.gather(places)]
     return texts.clone().scatter(places, pl.Series(values, dtype=pl.String)) if values else texts
+
+
+def _replace_all(text: str, kinds: Sequence[Kind]) -> str:
+    """Until nothing is left: two numbers that run together look like none, until the second is replaced."""
+    before = ""
+    while text != before:
+        before = text
+        for kind in kinds:
+            text = _replace(text, kind)
+    return text
 
 
 def contains(texts: pl.Series, kinds: Sequence[Kind]) -> pl.Series:

@@ -22,16 +22,18 @@ from prefkit import schema
 from prefkit.errors import UsageError
 from prefkit.pairs import tables
 from prefkit.pairs.answers import Twins, fallen
+from prefkit.pairs.bucket import Bucket
 from prefkit.pairs.dedupe import look_up
 from prefkit.pairs.read import keys_of, shown
-from prefkit.pairs.text import digest, uniform
-from prefkit.pairs.unite import SET_ANSWERS, SET_PROMPTS, SET_RULES
+from prefkit.pairs.text import digest_bytes, uniform
+from prefkit.pairs.unite import SET_RULES, sets_of
 from prefkit.resolve import Call
 
 # What later steps need besides PAIRS: the entry of [[build.inputs]], the split, and the sort key. `order` is a seeded
 # hash of the prompt, `group` its set of answers, `better` and `worse` the places of the two answers among the
 # bucket's.
 SORT = ["test", "order", "prompt_id", "group", "better", "worse"]
+SIDES = ("chosen", "rejected")
 PART_PAIRS = pa.schema(
     [
         *schema.PAIRS,
@@ -43,19 +45,15 @@ PART_PAIRS = pa.schema(
 )
 
 
-def text_of(side: str) -> pl.Expr:
-    """The text of the chosen or rejected answer, without outer white space."""
-    return pl.col(side).list.last().struct.field("content").str.strip_chars()
-
-
-# What a pair is, whatever strategy named it. The last two can only happen where a prompt has several sets.
-_CHOSEN, _REJECTED = text_of("chosen").hash(), text_of("rejected").hash()
-_BOTH = (pl.min_horizontal(_CHOSEN, _REJECTED), pl.max_horizontal(_CHOSEN, _REJECTED))
+# What a pair is, whatever strategy named it. The last two can only happen where a prompt has several sets. Texts are
+# told apart by their hashes.
+TEXTS = ["chosen_text", "rejected_text"]
+_BOTH = (pl.min_horizontal(TEXTS), pl.max_horizontal(TEXTS))
 ALWAYS: dict[str, pl.Expr] = {
     "not_better": pl.col("margin") > 0,
-    "identical_responses": text_of("chosen") != text_of("rejected"),
-    "contradictory_labels": (_CHOSEN < _REJECTED).n_unique().over("prompt_id", *_BOTH) == 1,
-    "repeated_pair": pl.int_range(pl.len()).over("prompt_id", _CHOSEN, _REJECTED) == 0,
+    "identical_responses": pl.col("chosen_text") != pl.col("rejected_text"),
+    "contradictory_labels": (pl.col("chosen_text") < pl.col("rejected_text")).n_unique().over("prompt_id", *_BOTH) == 1,
+    "repeated_pair": pl.int_range(pl.len()).over("prompt_id", *TEXTS) == 0,
 }
 
 
@@ -82,14 +80,13 @@ class Pairing:
     seed: int
 
 
-def select_bucket(folder: Path, bucket: int, among: Neighbours, how: Pairing) -> None:
+def select_bucket(folder: Path, bucket: int, rows: Bucket, among: Neighbours, how: Pairing) -> None:
     """Write pairs.arrow (sorted; its sort key in order.npy and test.npy, what quotas ask in entry.npy and longer.npy),
     rejects.arrow and counts.json into `folder`."""
     here = among.buckets[bucket]
     neighbours = _neighbours(bucket, among, how)
-    prompts = tables.read_whole(here / "prompts.arrow", SET_PROMPTS)
+    prompts, answers = sets_of(here, rows)
     prompts = prompts.join(neighbours, on="prompt_id", how="left", maintain_order="left")
-    answers = tables.read_whole(here / "answers.arrow", SET_ANSWERS)
     answers = answers.join(
         prompts.select("group", "prompt_id", "cluster_id"), on="group", how="left", maintain_order="left"
     )
@@ -108,14 +105,19 @@ def select_bucket(folder: Path, bucket: int, among: Neighbours, how: Pairing) ->
     save(folder, pairs, pl.concat(fates), lost)
 
 
+def text_of(side: str) -> pl.Expr:
+    """The text of the chosen or rejected answer."""
+    return pl.col(side).list.last().struct.field("content")
+
+
 def save(folder: Path, pairs: pl.DataFrame, rejects: pl.DataFrame, lost: Mapping[str, int]) -> None:
     """The files of a bucket's pairs (in their order) and rejects."""
     tables.write(folder / "pairs.arrow", pairs, PART_PAIRS)
     np.save(folder / "order.npy", pairs["order"].to_numpy())
     np.save(folder / "test.npy", pairs["test"].to_numpy())
     np.save(folder / "entry.npy", pairs["entry"].to_numpy())
-    longer = text_of("chosen").str.len_chars() > text_of("rejected").str.len_chars()
-    np.save(folder / "longer.npy", pairs.select(longer=longer)["longer"].to_numpy())
+    characters = [text_of(side).str.strip_chars().str.len_chars() for side in SIDES]
+    np.save(folder / "longer.npy", pairs.select(longer=characters[0] > characters[1])["longer"].to_numpy())
     rejects = rejects.sort("prompt_id", "origin_file", "origin_row", "completion_index")
     tables.write(folder / "rejects.arrow", rejects, schema.REJECTS)
     held_out = int(pairs["test"].sum())
@@ -229,6 +231,7 @@ def _side(answers: pl.DataFrame, name: str) -> pl.DataFrame:
         "file": "origin_file",
         "row": "origin_row",
         "index": "completion_index",
+        "text": "text",
     }
     return answers.select(
         pl.concat_list(message).alias(name),
@@ -246,7 +249,8 @@ def _judge(pairs: pl.DataFrame, rules: dict[str, tuple[pl.Expr, str]]) -> tuple[
         except pl.exceptions.PolarsError as error:
             raise UsageError(f"[[build.filters]] {name} failed: {error}") from error
         broken = left.filter(~verdict)
-        fallen.append(broken.select("pair", lost=pl.lit(name), detail=tables.seen(rule, options, broken)))
+        detail = tables.seen(rule, options, broken.drop(TEXTS))
+        fallen.append(broken.select("pair", lost=pl.lit(name), detail=detail))
         left = left.filter(verdict)
     marks = pl.concat([pl.DataFrame(schema={"pair": pl.UInt32, "lost": pl.String, "detail": pl.String}), *fallen])
     judged = pairs.with_row_index("pair").join(marks, on="pair", how="left", maintain_order="left").drop("pair")
@@ -266,11 +270,11 @@ def unpaired(answers: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 def _finish(pairs: pl.DataFrame, how: Pairing) -> pl.DataFrame:
     """Ids, split and order: functions of the text, the cluster and the seed alone."""
     texts = pairs.select(
-        "prompt_id", *(pl.col(side).list.last().struct.field("content").alias(side) for side in ("chosen", "rejected"))
+        pl.col("prompt_id").cast(pl.Binary), *(text_of(side).cast(pl.Binary).alias(side) for side in SIDES)
     )
     order = keys_of(pairs["prompt_id"]) ^ np.uint64(uniform(str(how.seed), "order"))
     return pairs.with_columns(
-        pl.Series("pair_id", [digest(*row) for row in texts.iter_rows()], pl.String),
+        pl.Series("pair_id", [digest_bytes(*row) for row in texts.iter_rows()], pl.String),
         pl.Series("test", held_out(keys_of(pairs["cluster_id"]), how), pl.Boolean),
         pl.Series("order", order, pl.UInt64),
     ).select(PART_PAIRS.names)

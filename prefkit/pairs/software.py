@@ -15,7 +15,7 @@ from pathlib import Path
 
 import prefkit
 
-LIBRARIES = ("polars", "pyarrow", "numpy", "fasttext-predict", "datasketch")
+LIBRARIES = ("polars", "pyarrow", "numpy", "numba", "msgspec", "fasttext-predict")
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,20 +16,20 @@ LONGEST_VALUE = 60
 
 @contextmanager
 def writer(
-    path: Path, table_schema: pa.Schema, compression: str | None = "lz4"
+    path: Path, table_schema: pa.Schema, compression: str | None = "lz4", batch_rows: int | None = None
 ) -> Iterator[Callable[[pl.DataFrame], None]]:
-    """A function that appends rows, as one record batch, to a new Arrow IPC file.
+    """A function that appends rows, as one record batch or in batches of `batch_rows`, to a new Arrow IPC file.
 
     Uncompressed tables can be sliced without reading the rest. Texts have 64-bit offsets, so that no batch is too
-    large for them.
+    large for them. Rows are cut after they are Arrow, since polars hands over all of a nested column with any slice.
     """
     options = pa.ipc.IpcWriteOptions(compression=compression)
-    large = empty(table_schema).to_arrow().schema
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, large, options=options) as file:
+    large_schema = large(table_schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, large_schema, options=options) as file:
 
         def append(rows: pl.DataFrame) -> None:
             if not rows.is_empty():
-                file.write_table(rows.select(large.names).to_arrow().combine_chunks())
+                file.write_table(rows.select(large_schema.names).to_arrow().combine_chunks(), batch_rows)
 
         yield append
 
@@ -47,22 +48,21 @@ class Mapped:
     def __init__(self, path: Path):
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
 
-    def rows(self, batch: int, first: int, last: int) -> pl.DataFrame:
-        """Rows [first, last) of one record batch."""
-        return frame(pa.Table.from_batches([self._file.get_batch(batch).slice(first, last - first)]))
+    def rows(self, batch: int, first: int, last: int, columns: Sequence[str]) -> pa.RecordBatch:
+        """Rows [first, last) of one record batch, in some of its columns."""
+        return self._file.get_batch(batch).select(list(columns)).slice(first, last - first)
 
 
 @contextmanager
 def even_writer(path: Path, table_schema: pa.Schema) -> Iterator[Callable[[pl.DataFrame], None]]:
     """As `writer`, but in record batches of BATCH_ROWS whatever it is given, so that `read_rows` finds any slice."""
     waiting = [empty(table_schema)]
-    with writer(path, table_schema) as append:
+    with writer(path, table_schema, batch_rows=BATCH_ROWS) as append:
 
         def add(rows: pl.DataFrame) -> None:
             together = pl.concat([*waiting, rows.select(table_schema.names)])
             whole = len(together) // BATCH_ROWS * BATCH_ROWS
-            for batch in together[:whole].iter_slices(BATCH_ROWS):
-                append(batch)
+            append(together[:whole])
             waiting[:] = [together[whole:]]
 
         yield add
@@ -70,8 +70,8 @@ def even_writer(path: Path, table_schema: pa.Schema) -> Iterator[Callable[[pl.Da
 
 
 def write(path: Path, rows: pl.DataFrame, table_schema: pa.Schema) -> None:
-    """A whole table in record batches of BATCH_ROWS."""
-    with even_writer(path, table_schema) as append:
+    """A whole table in uncompressed record batches of BATCH_ROWS."""
+    with writer(path, table_schema, compression=None, batch_rows=BATCH_ROWS) as append:
         append(rows)
 
 
@@ -95,6 +95,12 @@ def read_rows(path: Path, first: int, last: int) -> Iterator[pl.DataFrame]:
             batch = file.get_batch(number)
             wanted = batch.slice(max(first - start, 0), min(last - start, len(batch)) - max(first - start, 0))
             yield frame(pa.Table.from_batches([wanted]))
+
+
+@functools.cache
+def large(table_schema: pa.Schema) -> pa.Schema:
+    """The schema as polars writes it: with 64-bit offsets."""
+    return empty(table_schema).to_arrow().schema
 
 
 def frame(table: pa.Table) -> pl.DataFrame:
@@ -153,4 +159,4 @@ def text(value: str | pl.Expr) -> pl.Expr:
 
 def empty(table_schema: pa.Schema) -> pl.DataFrame:
     """No rows of a table."""
-    return frame(table_schema.empty_table())
+    return frame(pa.Table.from_batches([], table_schema))  # `empty_table` would import pandas

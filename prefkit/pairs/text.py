@@ -36,17 +36,25 @@ def canonical(text: str, fold_case: bool = True) -> str:
 
 def prompt_id(prompt: Sequence[Message], fold_case: bool = True) -> str:
     """128-bit hash of the roles and canonical contents, as 32 hexadecimal digits."""
-    return digest(*(part for message in prompt for part in (message.role, canonical(message.content, fold_case))))
+    return identity(prompt, fold_case)[0]
+
+
+def identity(prompt: Sequence[Message], fold_case: bool = True) -> tuple[str, str]:
+    """The id of a prompt, and the canonical text of all its turns."""
+    texts = [canonical(message.content, fold_case) for message in prompt]
+    parts = [part for message, text in zip(prompt, texts, strict=True) for part in (message.role, text)]
+    return digest(*parts), texts[0] if len(texts) == 1 else " ".join(filter(None, texts))
 
 
 def digest(*parts: str) -> str:
     """BLAKE2b of the parts, each with its length in front so that no two lists of parts run together."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        data = part.encode()
-        hasher.update(len(data).to_bytes(8, "little"))
-        hasher.update(data)
-    return hasher.hexdigest()
+    return digest_bytes(*(part.encode() for part in parts))
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """The same of parts that are UTF-8 already."""
+    framed = b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)])
+    return hashlib.blake2b(framed, digest_size=16).hexdigest()
 
 
 def uniform(*parts: str) -> int:

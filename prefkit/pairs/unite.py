@@ -1,6 +1,6 @@
 """Task 2: a bucket of prompts from all parts -> the sets of comparable answers, and the sketches of the prompts.
 
-    slices of all parts -> sets -> rules over a set -> equal prompts -> sketches
+    rows of the bucket -> sets -> rules over a set -> equal prompts -> sketches
 
 A bucket is a range of keys, so all rows of equal prompts meet in one bucket, whatever files they came from. A set is
 what a pair may be made of: answers whose scores compare. Ratings on one scale (`absolute`) of equal prompts make one
@@ -25,40 +25,29 @@ import pyarrow as pa
 
 from prefkit import schema
 from prefkit.pairs import minhash, tables
-from prefkit.pairs.batch import ANSWERS, PROMPTS
-from prefkit.pairs.read import prompt_texts, slices
-from prefkit.pairs.text import canonical
+from prefkit.pairs.bucket import Bucket
 
-# The tables of a bucket: `group` is the ordinal of a set's first prompt.
-SET_PROMPTS = PROMPTS.append(pa.field("entry", pa.int32()))
-SET_ANSWERS = ANSWERS
+# The sets: `group` is the ordinal of a set's first prompt, `at` the place of the row among those of the bucket.
+SETS = pa.schema([("group", pa.int64()), ("at", pa.int64())])
+
+# What decides about sets.
+OF_PROMPTS = ("absolute", "prompt_id", "canonical", "origin_file", "origin_row")
+OF_ANSWERS = ("completion_index", "score", "text", "origin_file", "origin_row")
 
 # Rules over a set that no pipeline can turn off: a pair needs two different answers, and scores that say which is
 # better. They come before duplicates are looked for, so that the first of them is one that can give a pair.
-TEXT = pl.col("response").str.strip_chars().hash()  # 64 bits tell the few answers of a set apart
 SET_RULES: dict[str, tuple[pl.Expr, str | pl.Expr]] = {
     "identical_responses": (
-        pl.col("score").n_unique().over("group", TEXT) == 1,
+        pl.col("score").n_unique().over("group", "text") == 1,
         pl.lit("another answer to the prompt is the same text with another score"),
     ),
     "repeated_response": (
-        pl.int_range(pl.len()).over("group", TEXT) == 0,
+        pl.int_range(pl.len()).over("group", "text") == 0,
         pl.lit("an earlier answer to the prompt is the same text with the same score"),
     ),
     "too_few_candidates": (pl.len().over("group") >= 2, ""),
     "tied": (pl.col("score").n_unique().over("group") > 1, pl.format("all answers that are left score {}", "score")),
 }
-
-
-@dataclass(frozen=True)
-class ReadPart:
-    """A finished part: its folder, the number of its entry in [[build.inputs]], the ordinal of its first prompt, and
-    the number of its raw file."""
-
-    folder: Path
-    entry: int
-    first: int
-    file: int
 
 
 @dataclass(frozen=True)
@@ -102,12 +91,12 @@ class Sketches(NamedTuple):
     spans: npt.NDArray[np.int64]  # [prompts, 2]: where each prompt's shingles begin and end
 
 
-def unite_bucket(folder: Path, low: int, high: int, parts: Sequence[ReadPart], how: Uniting, known: Known) -> None:
+def unite_bucket(folder: Path, bucket: Bucket, how: Uniting, known: Known) -> None:
     """Write prompts.arrow and answers.arrow (by sets), rejects.arrow, the sketches and counts.json into `folder`."""
-    prompts, answers = _gather(low, high, parts)
+    prompts, answers = bucket.rows(OF_PROMPTS, OF_ANSWERS)
+    prompts = prompts.sort("ordinal")
     sets = _sets(prompts, how)
-    answers = answers.join(sets.select("ordinal", "set", "prompt_id"), on="ordinal", how="left", maintain_order="left")
-    answers = answers.with_columns(group="set").sort("group", "ordinal", maintain_order=True)
+    answers = answers.join(sets, on="ordinal", how="left").sort("group", "ordinal", "at")
     rejects = [tables.empty(schema.REJECTS)]
     for reason, (rule, detail) in SET_RULES.items():
         verdict = answers.select(keep=rule)["keep"]
@@ -118,8 +107,8 @@ def unite_bucket(folder: Path, low: int, high: int, parts: Sequence[ReadPart], h
         answers, prompts = _drop_known(answers, prompts, known, rejects)
     heads = _heads(prompts)
     answers, prompts = _drop_equal(answers, prompts, heads, how, rejects)
-    tables.write_whole(folder / "prompts.arrow", prompts.with_columns(group="ordinal"), SET_PROMPTS)
-    tables.write_whole(folder / "answers.arrow", answers, SET_ANSWERS)
+    tables.write_whole(folder / "prompts.arrow", prompts.with_columns(group="ordinal"), SETS)
+    tables.write_whole(folder / "answers.arrow", answers, SETS)
     tables.write_whole(folder / "rejects.arrow", pl.concat(rejects), schema.REJECTS)
     sketches = sketch(heads, how.sketching)
     for name, array in sketches._asdict().items():
@@ -127,25 +116,13 @@ def unite_bucket(folder: Path, low: int, high: int, parts: Sequence[ReadPart], h
     (folder / "counts.json").write_text(json.dumps({"prompts": len(heads)}))
 
 
-def _gather(low: int, high: int, parts: Sequence[ReadPart]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The bucket's prompts and answers from all parts, in input order, with the `ordinal` of their prompt."""
-    prompts = [tables.empty(PROMPTS).with_columns(file=pl.lit(0), entry=pl.lit(0), ordinal="group")]
-    answers = [tables.empty(ANSWERS).with_columns(ordinal="group")]
-    for part in parts:
-        for some_prompts, some_answers in slices(part.folder, low, high):
-            ordinal = pl.col("group") + part.first
-            prompts.append(some_prompts.with_columns(file=pl.lit(part.file), entry=pl.lit(part.entry), ordinal=ordinal))
-            answers.append(some_answers.with_columns(ordinal=ordinal))
-    return pl.concat(prompts).sort("ordinal"), pl.concat(answers)
-
-
 def _sets(prompts: pl.DataFrame, how: Uniting) -> pl.DataFrame:
-    """Which set each prompt's answers belong to: columns ordinal, set (the ordinal of its first prompt), prompt_id."""
+    """Which set each prompt's answers belong to: ordinal, group (the ordinal of its first prompt), prompt_id."""
     united = pl.col("ordinal")
     if how.on_duplicate == "merge":
         first = pl.col("ordinal").first().over("prompt_id", "entry", "absolute")
         united = pl.when("absolute").then(first).otherwise("ordinal")
-    return prompts.select("ordinal", "prompt_id", set=united)
+    return prompts.select("ordinal", "prompt_id", group=united)
 
 
 def _heads(prompts: pl.DataFrame) -> pl.DataFrame:
@@ -201,24 +178,32 @@ def _drop_equal(
     return answers, prompts.filter(joined.select(keep=kept)["keep"])
 
 
+def sets_of(united: Path, bucket: Bucket) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The prompts and answers that `unite_bucket` kept, with all their columns; texts stay where they lie."""
+    found = []
+    for name, rows in zip(("prompts", "answers"), bucket.rows(), strict=True):
+        kept = tables.read_whole(united / f"{name}.arrow", SETS)
+        found.append(rows.drop("at")[kept["at"]].with_columns(kept["group"]))
+    return found[0], found[1]
+
+
 def sketch(heads: pl.DataFrame, how: Sketching) -> Sketches:
     """The sketches of some prompts."""
-    found = sketch_texts(prompt_texts(heads), how)
+    found = sketch_texts(minhash.Packed.of_column(heads["canonical"]), how)
     origins = heads.select("file", "origin_row").cast(pl.Int64).to_numpy()
-    return Sketches(_numbers(heads["prompt_id"]), heads["ordinal"].to_numpy(), origins, *found[:4])
+    return Sketches(_numbers(heads["prompt_id"]), heads["ordinal"].to_numpy(), origins, *found)
 
 
 def sketch_texts(
-    texts: Sequence[str], how: Sketching
-) -> tuple[minhash.U64, npt.NDArray[np.int32], minhash.U64, npt.NDArray[np.int64], list[str]]:
-    """Band keys, whose they are, shingles and their spans, as in Sketches; and the canonical texts."""
-    plain = [canonical(text, how.fold_case) for text in texts]
-    hashes, offsets = minhash.shingles(plain, how.ngram, how.unit)
+    texts: Sequence[str] | minhash.Packed, how: Sketching
+) -> tuple[minhash.U64, npt.NDArray[np.int32], minhash.U64, npt.NDArray[np.int64]]:
+    """Band keys, whose they are, shingles and their spans, as in Sketches, of canonical texts."""
+    hashes, offsets = minhash.shingles(texts, how.ngram, how.unit)
     signatures = minhash.signatures(hashes, offsets, how.permutations).T
-    keys = np.empty((how.bands, len(plain)), np.uint64)
-    owners = np.empty((how.bands, len(plain)), np.int32)
+    keys = np.empty((how.bands, signatures.shape[1]), np.uint64)
+    owners = np.empty((how.bands, signatures.shape[1]), np.int32)
     for band in range(how.bands):
         found = minhash.band_keys(np.ascontiguousarray(signatures[band * how.rows : (band + 1) * how.rows]))
         owners[band] = np.argsort(found, kind="stable")
         keys[band] = found[owners[band]]
-    return keys, owners, hashes, np.stack([offsets[:-1], offsets[1:]], axis=1), plain
+    return keys, owners, hashes, np.stack([offsets[:-1], offsets[1:]], axis=1)

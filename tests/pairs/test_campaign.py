@@ -1,9 +1,8 @@
 """Builds that are killed, starved of disk, shut out or doubled: each time the next run ends with the right bytes.
 
 Every build here is a process of its own with two workers, and runs the command line as a user's does. Only its start is
-made cheap: builder and workers are forked by Python's fork server, which has imported and compiled everything
-(`warm`), in place of starting anew. A builder reports each stage through a pipe, so that the test knows where a kill
-fell.
+made cheap: the builder, too, is forked by Python's fork server, which has imported and compiled everything. A builder
+reports each stage through a pipe, so that the test knows where a kill fell.
 """
 
 from __future__ import annotations
@@ -32,8 +31,13 @@ import pytest
 from prefkit.cli import main
 from tests.pairs.raw import dirty_lines, write_lines
 
-STAGES = ("index", "read", "unite", "near duplicates", "clusters", "binarize", "write", "sketches", "publish")
-FOLDERS = {"near duplicates": "similar", "binarize": "select"}  # of the steps whose stage has another name
+STAGES = ("read", "unite", "near duplicates", "clusters", "binarize", "write", "publish")
+# Of the stages that are not called as the folder of their tasks is.
+FOLDERS = {
+    "read": ["read", "parts"],
+    "near duplicates": ["similar"],
+    "binarize": ["select", "sketches"],
+}
 KILLS = (*STAGES, "read", "binarize", "write", "publish")  # a build's kills, in this order
 BUILDS = 5
 PIPELINE = """
@@ -115,7 +119,7 @@ class Builder:
 
 def _build(arguments: list[str], events: Connection, limit: int | None) -> None:
     """The builder's process: the command line, with stages reported and workers forked."""
-    from prefkit.pairs import build, engines, publish
+    from prefkit.pairs import engines, publish, steps
     from prefkit.progress import Stages
 
     os.setpgid(0, 0)
@@ -135,8 +139,8 @@ def _build(arguments: list[str], events: Connection, limit: int | None) -> None:
 
     real_stage, real_publish = Stages.stage, publish.publish
     Stages.stage, publish.publish = stage, published  # type: ignore[method-assign]
-    build.BUCKET_BYTES = 100_000
-    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]  # ours is from the parent
+    steps.BUCKET_BYTES = 100_000
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]  # ours is from the parent
     multiprocessing.get_context = lambda _: SERVER  # type: ignore[assignment,return-value]
     engines._obey_parent = functools.partial(_join_group, os.getpid(), limit)  # type: ignore[assignment]
     said = io.StringIO()
@@ -159,7 +163,7 @@ def _join_group(leader: int, limit: int | None) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def fork_server() -> Iterator[None]:
-    SERVER.set_forkserver_preload(["tests.pairs.warm", "tests.pairs.test_campaign"])
+    SERVER.set_forkserver_preload(["prefkit.pairs.warm", "tests.pairs.test_campaign"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUMBA_NUM_THREADS", "1")
         # Who is killed leaves semaphores behind, which Python's tracker removes, with a warning, at the very end.
@@ -226,7 +230,7 @@ def test_killed_at_fifty_random_instants(case: Case, tmp_path: Path) -> None:
         for stage in sorted(KILLS, key=STAGES.index):
             at = killed_in(case, out, stage, rng)
             kills[at] += 1
-            torn[at] += bool(list(out.glob(f".work/{FOLDERS.get(at, at)}/*.tmp")))
+            torn[at] += any(list(out.glob(f".work/{folder}/*.tmp")) for folder in FOLDERS.get(at, [at]))
             if (out / "manifest.json").exists():
                 assert contents(out) in (case.old, case.new), "a manifest promises a whole data set"
         case.finish(out)
@@ -265,13 +269,13 @@ def test_a_worker_is_killed(case: Case, tmp_path: Path, stage: str) -> None:
 def prepared(case: Case, out: Path, stage: str) -> Path:
     """The old data set, with all steps of the new one done before `stage`."""
     case.copy_old(out)
-    for done in STAGES[1 : STAGES.index(stage)]:
-        folder = FOLDERS.get(done, done)
-        shutil.copytree(case.folder / "new" / ".work" / folder, out / ".work" / folder)
+    for done in STAGES[: STAGES.index(stage)]:
+        for folder in FOLDERS.get(done, [done]):
+            shutil.copytree(case.folder / "new" / ".work" / folder, out / ".work" / folder)
     return out
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("stage", STAGES)
 def test_no_file_may_grow(case: Case, tmp_path: Path, stage: str) -> None:
     """A limit on the size of files stands in for a full disk where nothing may be mounted."""
     out = prepared(case, tmp_path / "out", stage)
@@ -311,10 +315,11 @@ def test_a_full_disk_at_every_stage(case: Case, disk: Path) -> None:
     """For each stage a disk that is full half-way through it."""
     out = disk / "out"
     full_in = []
-    for stage in STAGES[1:]:
+    for stage in STAGES:
         prepared(case, out, stage)
-        kept = case.folder / "new" / ".work" / FOLDERS.get(stage, stage)
-        new_files = [case.folder / "new" / "README.md"] if stage == "publish" else kept.rglob("*")
+        work = case.folder / "new" / ".work"
+        kept = [path for folder in FOLDERS.get(stage, [stage]) for path in (work / folder).rglob("*")]
+        new_files = [case.folder / "new" / "README.md"] if stage == "publish" else kept
         need = sum(-(-path.stat().st_size // 4096) * 4096 for path in new_files if path.is_file())
         remount(disk, f"size={used(disk) + need // 8192 * 4096}")
         builder = Builder(case.command(out))
@@ -326,7 +331,7 @@ def test_a_full_disk_at_every_stage(case: Case, disk: Path) -> None:
         remount(disk, "size=64m")
         case.finish(out)
         shutil.rmtree(out)
-    assert full_in == list(STAGES[1:])
+    assert full_in == list(STAGES)
 
 
 # No right to write, no right to be here
@@ -370,7 +375,7 @@ def test_many_builds_start_at_once(case: Case, tmp_path: Path) -> None:
 
 
 def test_the_builders_here_are_whole_processes(case: Case) -> None:
-    """The same bytes come from the command line started anew, with its workers spawned."""
+    """The same bytes come from the command line started anew, with a server of its own."""
     out = case.folder / "anew"
     subprocess.run([sys.executable, "-m", "prefkit", *case.command(out)], check=True)
     assert contents(out) == case.new

@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from prefkit import schema
-from prefkit.pairs import dedupe, engine, tables, unite
+from prefkit.pairs import dedupe, engine, unite
 from prefkit.pairs.engine import InThisProcess, Task
 from prefkit.pairs.records import Message
 from prefkit.pairs.text import canonical, prompt_id
@@ -27,13 +26,12 @@ def representatives(folder: Path, texts: list[str], options: dedupe.Dedupe, buck
             "ordinal": at,
             "file": 0,
             "origin_row": at,
-            "prompt": [{"role": "user", "content": texts[at]}],
+            "canonical": canonical(texts[at]),
         }
         for one, at in sorted(first.items())
     ]
-    kind = tables.empty(schema.CANDIDATES).schema
     types = {"prompt_id": pl.String, "ordinal": pl.Int64, "file": pl.Int64, "origin_row": pl.Int64}
-    table = pl.DataFrame(rows, schema=types | {"prompt": kind["prompt"]})
+    table = pl.DataFrame(rows, schema=types | {"canonical": pl.String})
     folders, counts = [], []
     for number in range(buckets):
         inside = [int(one[:16], 16) * buckets >> 64 == number for one in table["prompt_id"]]

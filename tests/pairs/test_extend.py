@@ -242,7 +242,7 @@ def test_the_old_text_is_not_read_again(chain: Path, tmp_path: Path, monkeypatch
 def test_sketches_do_not_depend_on_chunks_buckets_or_ranges(
     chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefkit.pairs.build.BUCKET_BYTES", 20_000)
+    monkeypatch.setattr("prefkit.pairs.steps.BUCKET_BYTES", 20_000)
     monkeypatch.setattr(dedupe, "KEYS_A_TASK", 17)
     chosen = pipeline(tmp_path, "build.chunk_bytes=9000", "build.dedupe.permutations=16", text=TEXT)
     one = pipeline(tmp_path / "one", "build.dedupe.permutations=16", text=TEXT)

@@ -72,8 +72,8 @@ def test_cuts_change_neither_numbers_nor_lines(
     assert rows == [(number, line.strip()) for number, line in enumerate(split, 1) if line.strip()]
     assert found.sha256 == hashlib.sha256(content).hexdigest()
     assert [part.first_row for part in found.parts] == [content[: part.start].count(b"\n") + 1 for part in found.parts]
-    assert inputs.whole(found).parts[0].first_row == 1
-    assert [(row.number, row.text) for row in inputs.rows(inputs.whole(found).parts[0])] == rows
+    assert inputs.whole(found.parts).first_row == 1
+    assert [(row.number, row.text) for row in inputs.rows(inputs.whole(found.parts))] == rows
 
 
 def test_a_line_of_megabytes_among_small_ones(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_arrays_are_cut_between_their_items(
         patch.setattr(arrays, "BLOCK", block)
         found = inputs.index(RawFile(str(path), "a.json"), chunk)
         rows = [row for part in found.parts for row in inputs.rows(part)]
-        assert [row.text for row in inputs.rows(inputs.whole(found).parts[0])] == [row.text for row in rows]
+        assert [row.text for row in inputs.rows(inputs.whole(found.parts))] == [row.text for row in rows]
     assert repr([json.loads(row.text) for row in rows]) == repr(items)  # NaN is not equal to itself
     assert [row.number for row in rows] == list(range(1, len(items) + 1))
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -323,3 +323,32 @@ def test_damaged_containers_are_named(tmp_path: Path, name: str, content: bytes)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
         read_all(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_the_first_part_is_known_before_the_last_is_read(tmp_path: Path, name: str) -> None:
+    rows = [json.dumps({"row": i, "text": "x" * 1000}) for i in range(5000)]
+    text = "[" + ",".join(rows) + "]" if name.endswith(".json") else "\n".join(rows)
+    (tmp_path / name).write_text(text)
+    index = inputs.Index(RawFile(str(tmp_path / name), name), 100_000)
+    first = next(index.parts())
+    assert json.loads(next(iter(inputs.rows(first))).text)["row"] == 0
+    (tmp_path / name).write_text(text + " " * 7)
+    with pytest.raises(DataError, match="changed while it was indexed"):
+        index.finish()
+
+
+def test_a_part_is_known_by_the_file_up_to_its_end(tmp_path: Path) -> None:
+    """So parts of a log that has grown are those of before, but for the last."""
+    lines = [json.dumps({"row": i}) for i in range(1000)]
+    path = tmp_path / "log.jsonl"
+    found = []
+    for count in (700, 1000):
+        path.write_text("\n".join(lines[:count]) + "\n")
+        found.append(inputs.index(RawFile(str(path), path.name), 2000).parts)
+    before, after = ([part.identity for part in parts] for parts in found)
+    assert len(before) > 2
+    assert before[:-1] == after[: len(before) - 1]
+    assert len(set(after)) == len(after)
+    path.write_text("\n".join([lines[0].replace("0", "7"), *lines[1:]]) + "\n")
+    assert not set(after) & {part.identity for part in inputs.index(RawFile(str(path), path.name), 2000).parts}

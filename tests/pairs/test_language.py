@@ -1,4 +1,4 @@
-"""Language tags: the library's own, however texts are laid out."""
+"""Language tags: the library's own, bit by bit, however texts are laid out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.errors import UsageError
-from prefkit.pairs.language import SHIPPED, UNDETERMINED, language, model_path
+from prefkit.pairs import classifier
+from prefkit.pairs.language import SHIPPED, UNDETERMINED, _load, language, model_path
 from prefkit.resolve import check
 
 SENTENCES = {
@@ -44,8 +45,9 @@ def plain() -> object:
     return fasttext.load_model(str(model_path(SHIPPED)))
 
 
-WORDS = st.sampled_from([*" ".join(SENTENCES.values()).split(), "def", "x=1", "😀", "\ufffe", "a\u0301"])
-GAPS = st.sampled_from([" ", "\n", "\r\n", "\t", "  ", "\n\n", "\v", "\f"])
+ODD = ["def", "x=1", "😀", "\ufffe", "a\u0301", "a\0b", "</s>", "__label__de", "__label__", "_" * 300, "<", "e\u200b"]
+WORDS = st.sampled_from([*" ".join(SENTENCES.values()).split(), *ODD])
+GAPS = st.sampled_from([" ", "\n", "\r\n", "\t", "  ", "\n\n", "\v", "\f", "\x1c", "\u2028", "\u3000"])
 LAID_OUT = st.lists(st.tuples(WORDS, GAPS), min_size=1, max_size=30)
 
 
@@ -59,6 +61,17 @@ def test_tags_are_those_of_a_plain_call_on_one_line(plain: object, parts: list[t
     expected = [(label.removeprefix("__label__"), min(p, 1.0)) for label, p in zip(labels, probabilities, strict=True)]
     assert found.best == [[], expected, expected]
     assert (found.languages[1], found.probabilities[1]) == expected[0]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), max_size=5), st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_a_batch_of_any_texts_is_tagged_as_by_the_library(texts: list[str], k: int) -> None:
+    ours = language(texts, k=k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "load", lambda path: None)
+        _load.cache_clear()
+        assert language(texts, k=k) == ours
+    _load.cache_clear()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
@@ -101,6 +114,14 @@ def test_options_of_a_pipeline_file() -> None:
     for wrong in ({"k": 0}, {"unsure_below": 1.5}, {"characters": 0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             check(address, wrong, "[build.language]")
+
+
+def test_the_shipped_model_is_one_for_the_kernel(tmp_path: Path) -> None:
+    assert classifier.load(model_path(SHIPPED)) is not None
+    data = bytearray(model_path(SHIPPED).read_bytes())
+    data[8 + 6 * 4] = 3  # a softmax, in place of a tree
+    (tmp_path / "softmax.ftz").write_bytes(data)
+    assert classifier.load(tmp_path / "softmax.ftz") is None
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:

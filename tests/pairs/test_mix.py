@@ -145,7 +145,7 @@ def test_quotas_do_not_depend_on_the_cut_of_the_input(
     record = build(folder, tmp_path / "one", *all_of_them)
     assert {"cap", "mix_weight", "length_balance"} <= set(record.stages[-1].rejected)
     build(folder, tmp_path / "two", *all_of_them, workers=2)
-    monkeypatch.setattr("prefkit.pairs.build.BUCKET_BYTES", 20_000)  # many buckets
+    monkeypatch.setattr("prefkit.pairs.steps.BUCKET_BYTES", 20_000)  # many buckets
     build(folder, tmp_path / "three", *all_of_them, "build.chunk_bytes=5_000")
     results = [
         {name: data for name, data in contents(tmp_path / which).items() if name.startswith("data/")}

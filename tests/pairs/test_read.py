@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from prefkit import schema
@@ -24,9 +25,9 @@ def read_lines(folder: Path, *lines: str, source: Call = PAIRS) -> tuple[pl.Data
     (part,) = inputs.index(inputs.RawFile(str(path), "raw.jsonl"), 1 << 20).parts
     (folder / "part").mkdir()
     read.read_part(folder / "part", part, read.Reading(source))
-    tables_of_runs = list(read.slices(folder / "part", 0, 1 << 64))
-    prompts = pl.concat([tables.empty(batch.PROMPTS), *(prompts for prompts, _ in tables_of_runs)])
-    answers = pl.concat([tables.empty(batch.ANSWERS), *(answers for _, answers in tables_of_runs)])
+    runs = list(read.slices(folder / "part", 0, 1 << 64, batch.PROMPTS.names, batch.ANSWERS.names))
+    kinds = zip(zip(*runs, strict=True), (batch.PROMPTS, batch.ANSWERS), strict=True)
+    prompts, answers = (tables.frame(pa.Table.from_batches(some, tables.large(kind))) for some, kind in kinds)
     found = answers.join(prompts.drop("origin_file", "origin_row"), on="group", maintain_order="left")
     fallen = pl.concat([tables.empty(schema.REJECTS), *tables.read(folder / "part" / "rejects.arrow")])
     return found.sort("group", maintain_order=True), dict(fallen.select("origin_row", "reason").iter_rows())
@@ -72,7 +73,11 @@ def test_slices_of_a_part_are_ranges_of_keys(tmp_path: Path, monkeypatch: pytest
     everything, _ = read_lines(tmp_path, *(row(f"prompt {i}") for i in range(50)))
     assert len(json.loads((tmp_path / "part" / "counts.json").read_text())["runs"]) > 3
     borders = [0, 1 << 61, 1 << 63, (1 << 63) + (1 << 62), 1 << 64]
-    pieces = [list(read.slices(tmp_path / "part", low, high)) for low, high in pairwise(borders)]
+    columns = ["group", "prompt_id"], ["group", "response"]
+    pieces = [
+        [tuple(map(pl.from_arrow, run)) for run in read.slices(tmp_path / "part", low, high, *columns)]
+        for low, high in pairwise(borders)
+    ]
     for (low, high), piece in zip(pairwise(borders), pieces, strict=True):
         for prompts, answers in piece:
             assert all(low <= int(identity[:16], 16) < high for identity in prompts["prompt_id"])

@@ -153,6 +153,11 @@ def test_contains_says_what_replace_does(texts: list[str | None], kinds: set[Kin
     assert replace(changed, list(kinds)).to_list() == changed.to_list()
 
 
+def test_numbers_that_run_together_all_go() -> None:
+    texts = pl.Series(["+33 1 42 68 53 00 (512)555-2994"])
+    assert replace(texts, ["phone"]).to_list() == ["[PHONE] [PHONE]"]
+
+
 @given(TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_the_quick_look_misses_nothing(text: str) -> None:

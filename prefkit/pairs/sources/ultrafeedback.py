@@ -13,6 +13,7 @@ Quirks that this source knows (github.com/OpenBMB/UltraFeedback, and its issue #
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -61,18 +62,28 @@ def ultrafeedback(
 
 
 def _completion(index: int, answer: Answer, score: str, repair_tens: bool) -> Completion:
-    aspects = [(name, rating) for name, value in (answer.annotations or {}).items() if (rating := _rating(value))]
-    mean = sum(rating for _, rating in aspects) / len(aspects) if aspects else None
-    scores = {"overall": answer.overall_score, "fine_grained": answer.fine_grained_score, "mean_aspects": mean}
-    value = _number(scores[score])
+    aspects = functools.partial(_aspects, answer)
+    if score == "mean_aspects":
+        value = _mean(aspects())
+    else:
+        value = _number(answer.overall_score if score == "overall" else answer.fine_grained_score)
     reject = detail = None
     if score == "overall" and repair_tens and value == 10:
+        mean = _mean(aspects())
         if mean is None or 2 < mean <= 4:
             seen = "no aspect is rated" if mean is None else f"the aspects' mean is {mean:g}"
             reject, detail = "ambiguous_ten", f"an overall score of 10 may have meant 1, and {seen}"
         elif mean <= 2:
             value = 1.0
     return Completion(index, answer.response, value, answer.model, aspects, reject, detail)
+
+
+def _aspects(answer: Answer) -> list[tuple[str, float]]:
+    return [(name, rating) for name, value in (answer.annotations or {}).items() if (rating := _rating(value))]
+
+
+def _mean(aspects: list[tuple[str, float]]) -> float | None:
+    return sum([rating for _, rating in aspects]) / len(aspects) if aspects else None
 
 
 def _rating(annotation: Annotation | list[Annotation | None] | str | None) -> float | None:
@@ -88,10 +99,15 @@ def _rating(annotation: Annotation | list[Annotation | None] | str | None) -> fl
 
 def _number(value: Any) -> float | None:
     """A finite number, also written as text; None for "N/A" and the like."""
-    if value is None or value == "N/A":
-        return None
+    return _written(value) if isinstance(value, str) else _finite(value)
+
+
+def _finite(value: Any) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+_written = functools.lru_cache(maxsize=1024)(_finite)  # ratings are a few texts, a million times

@@ -32,12 +32,12 @@ def test_score_comes_from_the_named_place() -> None:
 
 def test_unratable_aspects_are_left_out() -> None:
     answer = {"annotations": aspects("N/A", "0", "4", None, "five", 3)}
-    assert rated(answer)[0].completions[0].aspects == [("aspect2", 4.0), ("aspect5", 3.0)]
+    assert rated(answer)[0].completions[0].aspects() == [("aspect2", 4.0), ("aspect5", 3.0)]
 
 
 def test_lists_of_ratings_count_with_their_mean() -> None:
     answer = {"annotations": {"rubric": [{"Rating": "5"}, {"Rating": "4"}, {"Rating": "N/A"}]}}
-    assert rated(answer)[0].completions[0].aspects == [("rubric", 4.5)]
+    assert rated(answer)[0].completions[0].aspects() == [("rubric", 4.5)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""A bucket: the prompts of a range of keys out of all read parts, and their answers, where they lie.
+
+Text is written once, when raw rows are read (`read`), and once more, into the shards. The steps in between carry where
+it lies: `at`, the place of a row in the tables of its bucket, whose order depends on nothing but the parts. The files
+are memory-mapped, and a text is only touched by a step that looks at it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from prefkit.manifest import write_text_atomically
+from prefkit.pairs import tables
+from prefkit.pairs.batch import ANSWERS, PROMPTS
+from prefkit.pairs.read import slices
+
+# The columns that make pairs.
+PROMPT_COLUMNS = [name for name in PROMPTS.names if name not in ("group", "absolute", "canonical")]
+ANSWER_COLUMNS = [name for name in ANSWERS.names if name != "group"]
+
+
+@dataclass(frozen=True)
+class ReadPart:
+    """A finished part: its folder, the number of its entry in [[build.inputs]], the ordinal of its first prompt, and
+    the number of its raw file."""
+
+    folder: Path
+    entry: int
+    first: int
+    file: int
+
+
+def save(path: Path, parts: Iterable[ReadPart]) -> None:
+    """The parts in a file of their own, so that a task of a bucket carries a path and not a list of thousands.
+
+    A file that is there is left as it is: its name must tell the parts.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_text_atomically(path, json.dumps([astuple(part) for part in parts], default=str))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Keys in [low, high) of the parts that are listed in a file that `save` wrote."""
+
+    low: int
+    high: int
+    parts: Path
+
+    def rows(
+        self, prompts: Sequence[str] = PROMPT_COLUMNS, answers: Sequence[str] = ANSWER_COLUMNS
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """All prompts and answers of the bucket in the given columns of PROMPTS and ANSWERS, not in input order.
+
+        Besides, `at` is their own place here, `ordinal` that of their prompt in the input, `file` and `entry` the
+        numbers of their raw file and input.
+        """
+        of_prompts: list[pa.RecordBatch] = []
+        of_answers: list[pa.RecordBatch] = []
+        marks: list[tuple[int, int, int]] = []
+        for folder, entry, first, file in json.loads(self.parts.read_text()):
+            for mine in slices(Path(folder), self.low, self.high, ["group", *prompts], ["group", *answers]):
+                of_prompts.append(mine[0])
+                of_answers.append(mine[1])
+                marks.append((first, file, entry))
+        return _together(of_prompts, marks, PROMPTS, prompts), _together(of_answers, marks, ANSWERS, answers)
+
+
+def _together(
+    slices: Sequence[pa.RecordBatch], marks: Sequence[tuple[int, int, int]], whole: pa.Schema, columns: Sequence[str]
+) -> pl.DataFrame:
+    """Slices as one table. `marks` are of each the ordinal of its part's first prompt, its file and its entry."""
+    lengths = [len(one) for one in slices]
+    first, file, entry = (np.repeat(column, lengths) for column in np.array(marks, np.int64).reshape(-1, 3).T)
+    kinds = tables.large(whole)
+    kinds = pa.schema([kinds.field(name) for name in ("group", *columns)])
+    return tables.frame(pa.Table.from_batches(slices, kinds)).select(
+        *columns,
+        at=pl.int_range(pl.len()),
+        ordinal=pl.col("group") + pl.Series(first),
+        file=pl.Series(file),
+        entry=pl.Series(entry, dtype=pl.Int32),
+    )
