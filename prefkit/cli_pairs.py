@@ -91,7 +91,7 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _build_pairs(given: argparse.Namespace) -> int:
-    from prefkit.pairs import engines, urls
+    from prefkit.pairs import engines
 
     if given.engine == "local" and given.workers != 1 and not given.dry_run:
         engines.prepare()  # while this process imports what it needs itself
