@@ -227,7 +227,8 @@ class Arriving:
         places = np.full(self.shard_prompts[number], -1)
         first = self.supply.index[number].first
         rows_of_prompts = view.sequence_rows[view.sequence_offsets[:-1]]
-        places[np.searchsorted(first, rows_of_prompts, side="right") - 1] = np.arange(view.prompts)
+        used = examples.counts() > 0  # the rows that a filter leaves of a prompt may all be unusable
+        places[np.searchsorted(first, rows_of_prompts, side="right") - 1] = np.where(used, np.arange(view.prompts), -1)
         return examples, places
 
 

@@ -260,7 +260,7 @@ def run_phase(job: Job, number: int) -> None:
         bytes_written = log.length()
     finally:
         log.close()
-    if phase.stream:
+    if train_set.store.counts and phase.stream:  # none, where all steps were done before
         job.progress.note(f"{phase.name}, {train_set.store.summary}")
     finish(loop, number, bytes_written)
 

@@ -179,6 +179,29 @@ def test_sampling_of_a_stream_is_that_of_the_whole(base, tmp_path):
     assert known(tmp_path / "while") == known(tmp_path / "before")
 
 
+def test_resumed_after_its_last_step_a_stream_needs_no_shard(data, base, tmp_path):
+    phase = {**LIVE, "stream": True, "epochs": 1}
+    whole = streamed(data, tmp_path / "r", base, phase, cache=tmp_path / "c")["phases"]["dpo"]
+    (tmp_path / "r" / "dpo" / "phase.json").unlink()  # as if killed between the last checkpoint and the export
+    again = streamed(data, tmp_path / "r", base, phase, cache=tmp_path / "empty", resume=True)["phases"]["dpo"]
+    assert (again["steps"], again["last_step"]) == (whole["steps"], whole["last_step"])
+
+
+def test_a_prompt_whose_kept_rows_cannot_be_used_is_left_out(base, tmp_path):
+    """Its other row could be, but falls by a filter."""
+    rows = toy_pairs(12)
+    for number, row in enumerate(list(rows)[:4]):
+        long = [{"role": "assistant", "content": "much too long " * 60}]
+        rows.insert(2 * number, {**row, "chosen": long, "pair_id": f"long {number}", "source": "kept"})
+        row["source"] = "fallen"
+    for row in rows[8:]:
+        row["source"] = "kept"
+    write_data_set(tmp_path / "d", rows)
+    limits = {"max_length": 80, "max_length_policy": "drop", "sources": ["kept"], "pairs_per_step": 6}
+    streamed(tmp_path / "d", tmp_path / "r", base, {**LIVE, **limits, "stream": True, "epochs": 1})
+    assert sum(line["pairs"] for line in lines(tmp_path / "r") if "loss" in line) == 8
+
+
 def test_damage_in_the_background_ends_the_run_in_one_sentence(data, base, remote, tmp_path):
     last = manifest.read(data).of_split("train")[-1].path
     for name in ("00000", "00001", "00002", "00003", "00004"):
