@@ -146,9 +146,10 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             progress.update(phase.name, done, loop.steps, in_short(figures, speed))
             alarmed, stop = parallel.any_rank(loop.log.stopped, interrupted())
             last = done == loop.steps or alarmed
-            if last:
-                check_weights(loop)
-            if last or (phase.eval_every and done % phase.eval_every == 0):
+            evaluates = last or (phase.eval_every and done % phase.eval_every == 0)
+            if evaluates or done % phase.checkpoint_every == 0 or stop:
+                check_weights(loop, done)
+            if evaluates:
                 evaluate_now(loop, done)
                 [alarmed] = parallel.any_rank(loop.log.stopped)
                 last |= alarmed
@@ -261,11 +262,11 @@ def check_start(loop: Loop, loss: float, results: list[BinLoss], step: Step) -> 
         )
 
 
-def check_weights(loop: Loop) -> None:
-    """The last update, which no later step would notice: TrainError if it spoilt the weights."""
+def check_weights(loop: Loop, done: int) -> None:
+    """The update of step `done`, before its weights are measured or kept: TrainError if it spoilt them."""
     mine = all(bool(parallel.local(parameter).isfinite().all()) for parameter in loop.policy.trained().values())
     if not all(parallel.gathered(mine)):
-        raise TrainError(f"{loop.phase.name}: the last step made weights that are not finite. Lower learning_rate.")
+        raise TrainError(f"{loop.phase.name}: step {done} made weights that are not finite. Lower learning_rate.")
 
 
 def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> TrainError:

@@ -259,6 +259,23 @@ def test_nan_names_the_pairs_and_spares_the_weights(data, tmp_path, monkeypatch)
     assert losses(out) == trained(data, tmp_path / "whole", {**DPO, "checkpoint_every": 1})
 
 
+def test_weights_that_a_step_spoils_are_never_kept(data, tmp_path, monkeypatch):
+    whole = loop.train_step
+
+    def spoilt_at_third(now, step, at):
+        figures = whole(now, step, at)
+        if at == 2:
+            next(iter(now.policy.trained().values())).data[0, 0] = torch.inf
+        return figures
+
+    monkeypatch.setattr(loop, "train_step", spoilt_at_third)
+    phase = {**DPO, "checkpoint_every": 1}
+    with pytest.raises(TrainError, match="step 3 made weights that are not finite"):
+        trained(data, tmp_path / "r", phase)
+    kept = sorted(path.name for path in (tmp_path / "r" / "dpo" / "checkpoints").iterdir())
+    assert kept == ["step-00000001", "step-00000002"]
+
+
 def test_wrong_reference_is_found_at_the_first_step(data, tmp_path, monkeypatch):
     whole = of_reference.cached
     monkeypatch.setattr(of_reference, "cached", lambda *a, **k: whole(*a, **k) * 1.01)
