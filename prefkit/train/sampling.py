@@ -52,7 +52,11 @@ def select(examples: Examples | Arriving, phase: Phase) -> tuple[Examples | Arri
             weights = weights_of(f"{name}_weights", given, of_prompts[name]) * (1.0 if weights is None else weights)
         if limits is not None:
             caps.append(cap_of(f"{name}_caps", limits, of_prompts[name]))
-    turn = None if phase.curriculum is None else turns(phase.curriculum, mean_margins(examples), of_prompts["source"])
+    turn = None
+    if phase.curriculum is not None:
+        left = examples.counts() > 0
+        turn = np.zeros(len(left))  # of no prompt that filters leave nothing of
+        turn[left] = turns(phase.curriculum, mean_margins(examples)[left], of_prompts["source"][left])
     return examples, Sampling(weights, tuple(caps), turn, fallen)
 
 

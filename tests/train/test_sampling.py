@@ -153,6 +153,24 @@ def test_curriculum_goes_by_the_quantile_of_the_margin_within_a_source(tmp_path,
     assert list(order(plan, 0)) != list(order(plan, 1))  # equal quantiles are shuffled
 
 
+def test_curriculum_goes_by_the_prompts_that_filters_leave(tmp_path):
+    """Of one source half of the prompts fall by their language; the others come as early as those of the other one."""
+    rows = [
+        pair(f"{source} {n}", "good", "bad", source=source, lang=lang, chosen_score=n + 1.0, rejected_score=0.0)
+        for source, lang in (("whole", "en"), ("half", "en"), ("half", "de"))
+        for n in range(10)
+    ]
+    for number, row in enumerate(rows[20:]):
+        row["prompt_id"] = row["prompt"][0]["content"] = f"other {number}"
+    manifest = write_data_set(tmp_path / "d", rows)
+    words = tokenizer.train_bpe(tmp_path / "d", manifest, vocab_size=300)
+    how = Tokenising(None, "truncate_completion", None)
+    store = chat.tokenise(tmp_path / "d", manifest, "train", words, how, cache=tmp_path, progress=Silent())
+    examples = Examples.of(store)
+    _, plan = planned(examples, curriculum="hard_first", langs=["en"])
+    np.testing.assert_allclose(examples.margins()[order(plan, 0)], np.repeat(np.arange(1.0, 11.0), 2))
+
+
 def test_filters_keep_numbers_and_count_what_falls(examples):
     kept, plan = planned(examples, sources=["wiki", "code"], langs=["en"], min_margin=2.0)
     account = plan.account(0)
