@@ -69,7 +69,6 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--tflops",
         type=above_zero,
-        default=400.0,
         metavar="N",
         help="10^12 FLOP/s that are really reached, for --dry-run (default: 400, an H100 at 40 %%)",
     )
@@ -111,12 +110,14 @@ def _train_here(given: argparse.Namespace) -> int:
 
     if given.shard_cache is not None and isinstance(given.data, Path):
         raise UsageError("--shard-cache has no effect: --data is a folder, of which nothing is fetched.")
+    if given.tflops is not None and not given.dry_run:
+        raise UsageError("--tflops has no effect without --dry-run.")
     fetching = {} if given.shard_cache is None else {"shard_cache": given.shard_cache}
     console = Console(stderr=True)
     if given.dry_run:
         options = run.check(pipeline, model=given.model)
         Console().print_json(json.dumps(options.table()))
-        planned = estimate.plan(options, given.data, max_steps=given.max_steps, tflops=given.tflops)
+        planned = estimate.plan(options, given.data, max_steps=given.max_steps, tflops=given.tflops or estimate.TFLOPS)
         Console().print_json(json.dumps(planned))
         return 0
     with nullcontext(metrics.Silent()) if given.quiet else metrics.live_progress(console) as progress:

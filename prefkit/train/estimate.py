@@ -7,7 +7,7 @@ width and the vocabulary:
 
     weights      4 N bytes, float32; under an adapter 2 for those of linear layers, if the computation and the
                  model's files are in 16 bits, and 0.516 as NF4 (arXiv:2305.14314)
-    gradients    4 n                      AdamW   8 n
+    gradients    4 n                      AdamW   8 n, or 2.03 n with moments in 8 bits
     copies       about 2 N                weights in bfloat16 that autocast keeps while a forward goes on, or the layers
                                           until the backward pass; none under an adapter, whose weights are in 16 bits
     live         4 N                      a second model, where `reference = "live"` and there is no adapter
@@ -53,9 +53,11 @@ from prefkit.train.mismatch import with_mismatched
 from prefkit.train.options import Phase, TrainOptions
 from prefkit.train.policy import Policy
 
+TFLOPS = 400.0  # 10^12 FLOP/s that an H100 really reaches, at 40 % of its peak
 PROBE = 64  # tokens
 GIB = 2**30
 NF4_BYTES = 4.127 / 8  # a weight, with its doubly quantised scales
+MOMENTS_BYTES = {"adamw": 8, "adamw_8bit": 2 + 8 / 256}  # a parameter; a scale for each block of 256 codes
 
 
 class Tokens(NamedTuple):
@@ -105,7 +107,7 @@ def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tf
     memory = {
         "weights": weights(size, phase),
         "gradients": 4 * size.learning,
-        "optimizer": 8 * size.learning,
+        "optimizer": MOMENTS_BYTES[phase.optimizer] * size.learning,
         "copies": copies(size, phase),
         "live reference": 4 * size.parameters if entry["reference"] == "live" and phase.lora is None else 0,
         "activations": activations(size, phase),

@@ -82,6 +82,14 @@ def test_flops_are_those_of_a_counted_step(data):
 
 
 @pytest.mark.slow
+def test_moments_in_8_bits_are_estimated_as_such(data):
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+    model = {"config": {"model_type": "llama", **shape}, "tokenizer": {"vocab_size": 400}}
+    full, small = planned(data, DPO, {**DPO, "name": "small", "optimizer": "adamw_8bit"}, **model)
+    assert small["memory_gib"]["optimizer"] == pytest.approx(full["memory_gib"]["optimizer"] * 2.03 / 8, rel=0.02)
+    assert small["memory_gib"]["gradients"] == full["memory_gib"]["gradients"]
+
+
 def test_an_8b_model_without_its_weights(data, tmp_path):
     """8,030,261,248 parameters, and 41,943,040 of a LoRA of rank 16 on all linear layers, are figures known of it."""
     kept = tmp_path / "words"
@@ -117,6 +125,11 @@ def test_an_adapter_is_estimated_from_above(data):
         policy.add_lora(now, Lora(r=4)).model, lambda: torch.autocast("cpu", torch.bfloat16, enabled=False)
     )
     assert 0.75 * base < held <= base
+
+
+def test_a_speed_is_refused_where_nothing_is_estimated(data, tmp_path, capsys):
+    assert main(["train", "demo", "--data", str(data), "--out", str(tmp_path / "r"), "--tflops", "300"]) == 2
+    assert "--tflops has no effect without --dry-run" in capsys.readouterr().err
 
 
 def test_out_of_reach_is_said(data):
