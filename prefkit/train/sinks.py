@@ -66,7 +66,10 @@ def _cautious(name: str, out: Path, options: Mapping[str, Any], note: Note) -> I
     try:
         yield once
     finally:
-        entered.__exit__(None, None, None)
+        try:
+            entered.__exit__(None, None, None)
+        except Exception as error:
+            note(f"{name}: {one_line(error)} The last figures may not have arrived; {out / 'metrics.jsonl'} has all.")
 
 
 @contextmanager

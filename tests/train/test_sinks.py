@@ -109,6 +109,18 @@ def test_a_sink_that_fails_is_said_once_and_training_goes_on(data, tmp_path, stu
     assert (tmp_path / "r" / "model").is_dir()
 
 
+def test_a_sink_that_cannot_end_is_said_and_the_model_is_there(data, tmp_path, stub, monkeypatch):
+    def down(self):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(Stub, "finish", down)
+    notes, progress = [], Silent()
+    progress.note = notes.append
+    result = run.train(pipeline(data, *PHASES), data=data, out=tmp_path / "r", log_to=["wandb"], progress=progress)
+    assert result["model"] == str(tmp_path / "r" / "model")
+    assert [note for note in notes if note.startswith("wandb: no route to host")]
+
+
 def test_a_sink_that_cannot_begin_leaves_the_folder_free(data, tmp_path, stub, monkeypatch):
     def no_login(self, **how):
         raise PermissionError("not logged in")
