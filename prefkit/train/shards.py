@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prefkit import manifest, urls
-from prefkit.errors import DataError
+from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest, Shard, file_sha256, write_text_atomically
 from prefkit.train import files, parallel
 
@@ -35,9 +35,17 @@ PEEK = 64 << 10  # bytes of a read by range
 
 
 def manifest_of(data: Path | str) -> Manifest:
-    """The manifest of a data set in a folder or at a URL; DataError where there is none."""
+    """The manifest of a data set in a folder or at a URL; DataError where there is none.
+
+    UsageError for a URL with a secret in it.
+    """
     if isinstance(data, Path):
         return manifest.read(data)
+    if urls.shown(data) != data:  # it would stand in the mirror, and a query not before the names of the files
+        raise UsageError(
+            f"{urls.shown(data)}: the URL of a data set to train on holds no user name, password, query or fragment. "
+            "Credentials come from the environment."
+        )
     name = _place(urls.pinned(data), manifest.FILE_NAME)
     try:
         return manifest.parse(urls.steady(name, lambda fs: bytes(fs.cat_file(name))), urls.shown(name))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefkit import manifest, urls
-from prefkit.errors import DataError
+from prefkit.errors import DataError, UsageError
 from prefkit.train import evaluate, run, shards
 from tests.pairs import servers
 from tests.pairs.servers import COMMIT, TOKEN, serving
@@ -54,6 +54,14 @@ def test_training_from_a_url_is_training_from_the_folder(remote, tmp_path):
     model = tmp_path / "local" / "model"
     found = [evaluate.evaluate(model, data=place) for place in (data, URL)]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("url", ["https://me:{}@host/sets/toy", "https://host/sets/toy?sig={}"])
+def test_a_url_with_a_secret_is_refused_before_it_is_kept(tmp_path, url):
+    with pytest.raises(UsageError, match=r"https://host/sets/toy: the URL of a data set .* holds no") as caught:
+        run.train(pipeline(tmp_path, DPO), data=url.format("hunter2"), out=tmp_path / "r")
+    assert "hunter2" not in str(caught.value)
+    assert not (tmp_path / "r").exists()
 
 
 def test_no_more_is_kept_than_allowed(remote, tmp_path):
