@@ -123,6 +123,10 @@ def conversation(row: Row, column: str, file: str, where: str) -> Row:
     if not answers:
         raise DataError(f"{where}: no assistant message with another one before it, so there is nothing to learn.")
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+    try:
+        "".join(text for message in plain for text in message.values()).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: half of a surrogate pair, which is no text, stands in a message.") from error
     name = hashlib.sha256(json.dumps(plain, ensure_ascii=True).encode()).hexdigest()[:32]
     said_of = {key: row.get(key) if isinstance(row.get(key), str) else None for key in ("source", "lang")}
     made = {"messages": plain, "prompt": plain[: answers[-1]], "pair_id": name, "prompt_id": name}

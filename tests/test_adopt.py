@@ -73,6 +73,10 @@ def test_rows_are_kept_in_order_and_split_by_content(tmp_path, monkeypatch):
             '{"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}',
             r'bad\.jsonl:2: a message has "tool_calls"',
         ),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\ud800"}]}',
+            r"bad\.jsonl:2: half of a surrogate pair, which is no text",
+        ),
     ],
 )
 def test_row_that_is_no_conversation_is_named(tmp_path, row, said):
