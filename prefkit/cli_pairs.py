@@ -1,10 +1,11 @@
-"""The commands of half one: `prefkit build-pairs | verify | why | export`."""
+"""The commands of half one: `prefkit build-pairs | report | verify | why | export`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -39,6 +40,7 @@ formats:
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser."""
     _add_build_pairs(commands)
+    _add_report(commands)
     _add_verify(commands)
     _add_why(commands)
     _add_export(commands)
@@ -138,6 +140,29 @@ def _build_pairs(given: argparse.Namespace) -> int:
         print(f"{out}: finished before, from the same inputs and options; nothing to do.")
     if not given.quiet:
         summary.print_record(record, given.out, time.perf_counter() - started, Console(highlight=False))
+        if not url:
+            print(f"To look at it: prefkit report {shlex.quote(str(out))} --open")
+    return 0
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "Write DIR/report.html: findings, charts and a sample of a data set in one file that works offline."
+    parser = command(commands, "report", text)
+    parser.add_argument("data", type=Path, metavar="DIR", help="a folder that build-pairs wrote")
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
+    parser.set_defaults(run=_report, interrupted="interrupted. The report of before is as it was.")
+
+
+def _report(given: argparse.Namespace) -> int:
+    from prefkit.pairs import report
+
+    path = report.write(given.data)
+    print(path)
+    if given.open:
+        import webbrowser
+
+        if not webbrowser.open(path.absolute().as_uri()):
+            return fail(f"--open: no browser was found here. Open {path} yourself.", 1)
     return 0
 
 

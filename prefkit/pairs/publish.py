@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prefkit.pairs.steps import Source
 
 REMOVERS = 4  # threads
+REPORT = "report.html"
 FOLDERS = ("data", "rejects", "sketches")
 OURS = re.compile(r"(data/(train|test)|rejects/rejects)-\d{5}-of-\d{5}(-g\d+)?\.parquet|sketches/g\d+/\w+\.npy")
 
@@ -250,7 +251,8 @@ def publish(out: Path, record: Manifest, files: Sequence[PlannedFile], sketches:
     texts = {"README.md": card.dataset_card(record), manifest.FILE_NAME: manifest.dump(record)}
     for name, text in texts.items():  # a full disk shows here, where the data set before this one is still whole
         manifest.write_text_atomically(out / ".work" / name, text)
-    (out / manifest.FILE_NAME).unlink(missing_ok=True)
+    for name in (manifest.FILE_NAME, REPORT):  # a report of the data set before would tell of another one
+        (out / name).unlink(missing_ok=True)
     for path in files_of(out):
         path.unlink()
     for folder in out.glob("sketches/*"):

@@ -1,0 +1,172 @@
+"use strict";
+// The sample. Texts come from the data set and are never trusted: they reach the page through textContent alone.
+
+const sample = JSON.parse(document.getElementById("sample-data").textContent);
+const byId = (id) => document.getElementById(id);
+const FILTERS = { pairs: ["source", "lang", "split"], rejects: ["reason"] };
+const MOST_CELLS = 4e6; // of the table that finds common words; longer answers are shown unmarked
+
+for (const reject of sample.rejects) reject.reason = `${reject.stage}: ${reject.reason}`;
+let shown = [];
+let at = 0;
+
+function element(name, text, className) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+function fillChoices() {
+  for (const [kind, names] of Object.entries(FILTERS)) {
+    for (const name of names) {
+      const values = [...new Set(sample[kind].map((row) => row[name]).filter((value) => value !== null))];
+      if (name !== "reason") values.sort();
+      byId(name).append(new Option("all", ""), ...values.map((value) => new Option(value, value)));
+    }
+  }
+}
+
+function wanted(row, kind, words) {
+  if (FILTERS[kind].some((name) => byId(name).value !== "" && row[name] !== byId(name).value)) return false;
+  if (kind === "pairs") {
+    if (byId("margin").value !== "" && row.margin < Number(byId("margin").value)) return false;
+    if (byId("most").value !== "" && row.margin > Number(byId("most").value)) return false;
+  }
+  const text = Object.values(row).filter((value) => value !== null).join("\n").toLowerCase();
+  return words.every((word) => text.includes(word));
+}
+
+function update() {
+  const kind = byId("kind").value;
+  for (const name of ["source", "lang", "split", "margin", "most", "differences"])
+    byId(name).parentElement.hidden = kind !== "pairs";
+  byId("reason").parentElement.hidden = kind !== "rejects";
+  const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  shown = sample[kind].filter((row) => wanted(row, kind, words));
+  at = 0;
+  show();
+}
+
+function show() {
+  byId("position").textContent = shown.length ? `${at + 1} of ${shown.length}` : "nothing matches";
+  byId("previous").disabled = at === 0;
+  byId("next").disabled = at + 1 >= shown.length;
+  const row = shown[at];
+  if (row === undefined) byId("item").replaceChildren();
+  else byId("item").replaceChildren(...(byId("kind").value === "pairs" ? pair(row) : reject(row)));
+}
+
+function block(title, content) {
+  const made = element("div");
+  const text = element("div", undefined, "text");
+  text.append(...[content].flat());
+  made.append(element("h3", title), text);
+  return made;
+}
+
+function facts(entries) {
+  const list = element("dl");
+  for (const [name, value] of entries)
+    if (value !== null && value !== undefined) list.append(element("dt", name), element("dd", String(value)));
+  return list;
+}
+
+function pair(row) {
+  const [chosen, rejected] = byId("differences").checked
+    ? differences(row.chosen, row.rejected)
+    : [row.chosen, row.rejected];
+  const sides = element("div", undefined, "sides");
+  const said = (side) => `${side}, score ${row[`${side}_score`]}, ${row[`${side}_chars`]} characters`;
+  sides.append(block(said("chosen"), chosen), block(said("rejected"), rejected));
+  const place = (side) => `${row[`${side}_file`]}:${row[`${side}_row`]}, answer ${row[`${side}_index`]}`;
+  return [
+    block("prompt", row.prompt),
+    sides,
+    facts([
+      ["margin", row.margin], ["source", row.source], ["language", row.lang], ["split", row.split],
+      ["chosen by", row.chosen_model], ["rejected by", row.rejected_model], ["strategy", row.strategy],
+      ["chosen from", place("chosen")], ["rejected from", place("rejected")], ["pair_id", row.pair_id],
+    ]),
+  ];
+}
+
+function reject(row) {
+  const parts = [
+    facts([
+      ["fell at", row.reason], ["because", row.detail], ["stands in", `${row.origin_file}:${row.origin_row}`],
+      ["which answer", row.completion_index], ["prompt_id", row.prompt_id],
+    ]),
+  ];
+  if (row.prompt !== null) parts.push(block("prompt", row.prompt));
+  if (row.cluster_prompt !== null) parts.push(block("prompt of its near-duplicates", row.cluster_prompt));
+  if (row.raw !== null) parts.push(block("the raw row", row.raw));
+  if (parts.length === 1)
+    parts.push(element("p", "No pair of its prompt is left. The raw row has its text.", "quiet"));
+  return parts;
+}
+
+// Two texts as nodes, with the words marked that are not in their longest common subsequence.
+function differences(left, right) {
+  const [a, b] = [left, right].map((text) => text.match(/\s+|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu) ?? []);
+  if ((a.length + 1) * (b.length + 1) > MOST_CELLS) return [left, right];
+  const wide = b.length + 1;
+  const common = new Uint16Array((a.length + 1) * wide);
+  for (let i = a.length - 1; i >= 0; i--)
+    for (let j = b.length - 1; j >= 0; j--)
+      common[i * wide + j] = a[i] === b[j]
+        ? common[(i + 1) * wide + j + 1] + 1
+        : Math.max(common[(i + 1) * wide + j], common[i * wide + j + 1]);
+  const sides = [[], []];
+  const add = (side, word, mark) => {
+    const last = sides[side].at(-1);
+    if (last && last.mark === mark) last.text += word;
+    else sides[side].push({ text: word, mark });
+  };
+  let i = 0, j = 0;
+  while (i < a.length || j < b.length) {
+    if (i < a.length && j < b.length && a[i] === b[j]) {
+      add(0, a[i++], false);
+      add(1, b[j++], false);
+    } else if (j === b.length || (i < a.length && common[(i + 1) * wide + j] >= common[i * wide + j + 1]))
+      add(0, a[i++], true);
+    else add(1, b[j++], true);
+  }
+  return sides.map((runs, side) =>
+    runs.map((run) => (run.mark ? element(side ? "del" : "ins", run.text) : document.createTextNode(run.text))));
+}
+
+function move(steps) {
+  at = Math.max(0, Math.min(shown.length - 1, at + steps));
+  show();
+}
+
+function choose(kind, reason) {
+  byId("controls").reset();
+  byId("kind").value = kind;
+  byId("reason").value = reason;
+  update();
+}
+
+const KEYS = {
+  j: () => move(1),
+  k: () => move(-1),
+  p: () => choose("pairs", ""),
+  r: () => choose("rejects", ""),
+  "/": () => byId("search").focus(),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
+  if (!Object.hasOwn(KEYS, event.key)) return;
+  event.preventDefault();
+  KEYS[event.key]();
+});
+for (const link of document.querySelectorAll("[data-reason]"))
+  link.addEventListener("click", () => choose("rejects", link.dataset.reason));
+byId("controls").addEventListener("input", update);
+byId("controls").addEventListener("submit", (event) => event.preventDefault());
+byId("previous").addEventListener("click", () => move(-1));
+byId("next").addEventListener("click", () => move(1));
+fillChoices();
+update();

@@ -1,0 +1,325 @@
+"""`prefkit report`: its figures against counts made otherwise, its sentences, and that text from data never runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import binomtest
+
+from prefkit import manifest
+from prefkit.cli import main
+from prefkit.config import load_pipeline
+from prefkit.pairs import report
+from prefkit.pairs.build import build_pairs
+from prefkit.pairs.report import figures, findings, sample
+from prefkit.pairs.report.html import tag
+from prefkit.pairs.verify import verify
+from tests.pairs.chats import shards
+from tests.pairs.raw import completion, dirty_lines, row, write_lines
+
+PIPELINE = """
+[build]
+shards = { pairs_per_shard = 300 }
+[[build.inputs]]
+use = "ultrafeedback"
+[build.split]
+test = 0.2
+[build.binarize]
+use = "all_pairs"
+[build.decontaminate]
+paths = ["evaluation.txt"]
+"""
+INJECTIONS = [
+    "</script><script>document.title = 'broken in'</script>",
+    "<img src=x onerror=\"document.title='broken in'\">",
+    "<!--<script>", "]]>", "\u2028", '" onmouseover="document.title=1', "javascript:document.title=1", "&lt;b&gt;",
+    "<svg onload=document.title='broken'>", "</title></style></main>", "\\u003cscript>", "{{7*7}}", "'sha256-",
+]  # fmt: skip
+
+
+class Outline(HTMLParser):
+    """The elements of a page as a browser would see them, with their attributes and the text of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.contents: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], "every element is closed"
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attributes)))
+        if name not in ("meta", "input"):
+            self.open.append(name)
+            self.contents.append("")
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] and self.open[-1] in ("script", "style"):
+            self.contents[-1] += data
+
+    def scripts(self) -> Iterator[tuple[dict[str, str | None], str]]:
+        names = [(name, given) for name, given in self.elements if name not in ("meta", "input")]
+        for (name, given), content in zip(names, self.contents, strict=True):
+            if name in ("script", "style"):
+                yield given | {"name": name}, content
+
+
+def build(folder: Path, lines: list[bytes], *overrides: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = write_lines(folder / "raw.jsonl", lines)
+    (folder / "evaluation.txt").write_text("Please river mountain garden winter summer market bridge teacher\n")
+    (folder / "p.toml").write_text(PIPELINE)
+    build_pairs(load_pipeline(str(folder / "p.toml"), overrides), folder / "data", given=[str(raw)])
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("report"), dirty_lines(500))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with an injection wherever a raw file can put text: sources, models, prompts, answers, broken rows."""
+    rng = random.Random(1)
+    lines = []
+    for number, bad in enumerate(INJECTIONS * 3):
+        answers = [
+            completion(rng, at, model=bad, response=f"{bad} {number} {at}", overall_score=at) for at in (1, 2, 3)
+        ]
+        lines.append(json.dumps(row(rng, f"{bad} {rng.random()}", source=bad, completions=answers)).encode())
+        lines.append(f'{{"broken": {number} {bad}'.encode())
+    return build(tmp_path_factory.mktemp("hostile"), lines, "build.dedupe.action=keep")
+
+
+def test_counts_are_those_of_plain_python(data: Path) -> None:
+    record = manifest.read(data)
+    assert len(record.of_split("train")) > 1, "figures of several shards are what is tested"
+    found = figures.gather(data, record)
+    rows = {split: shards(data, split) for split in ("train", "test")}
+    for name in ("source", "lang"):
+        for split, of in rows.items():
+            assert {key: count for key, splits in found.counts[name].items() if (count := splits[split])} == Counter(
+                pair[name] for pair in of
+            )
+    everything = rows["train"] + rows["test"]
+    texts = [(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in everything]
+    longer = found.shares["longer"]["all"]
+    assert (longer.hits, longer.total) == (sum(len(a) > len(b) for a, b in texts), len(texts))
+    assert found.shares["shorter"]["all"].hits == sum(len(a) < len(b) for a, b in texts)
+    wins = Counter(pair["chosen_model"] for pair in everything)
+    met = wins + Counter(pair["rejected_model"] for pair in everything)
+    assert {name: (one.hits, one.total) for name, one in found.shares["wins"].items()} == {
+        name: (wins[name], met[name]) for name in met
+    }
+    margins = Counter(round(pair["margin"] / found.steps["margin"]) for pair in everything)
+    assert {key: sum(splits.values()) for key, splits in found.counts["bin_margin"].items()} == margins
+    chars = sum(sum(splits.values()) for splits in found.counts["bin_chosen_chars"].values())
+    assert chars == len(texts)
+    near = pl.read_parquet(data / "rejects" / "*.parquet").filter(pl.col("reason") == "near_duplicate")
+    clusters = Counter(dict.fromkeys(near.select("cluster_id", "origin_file", "origin_row").iter_rows()).keys())
+    sizes = sorted(Counter(key[0] for key in clusters).values(), reverse=True)
+    assert [count for _, count in found.clusters] == sizes[: figures.LARGEST]
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says_also_where_pairs_of_a_prompt_agree() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        n = rng.integers(1, 7, 150).astype(float)
+        x = np.where(rng.random(150) < 0.3, n, 0.0)  # all pairs of a prompt agree: worth 150, not 525
+        found = figures.share(x.sum(), n.sum(), (x * x).sum(), (x * n).sum(), (n * n).sum(), 150.0)
+        inside += found.low <= 0.3 <= found.high
+    assert 0.92 <= inside / 400 <= 0.98
+    alone = figures.share(
+        30.0, 100.0, 30.0, 30.0, 100.0, 100.0
+    )  # a pair a prompt: n / (n - 1) of Wilson's own variance
+    assert (alone.low, alone.high) == pytest.approx(binomtest(30, 100).proportion_ci(0.95, "wilson"), abs=1e-3)
+    none = figures.share(0.0, 40.0, 0.0, 0.0, 40.0, 40.0)
+    assert none.low == 0.0
+    assert 0.05 < none.high < 0.15
+
+
+@pytest.mark.parametrize(("better", "word"), [("longer", "longer"), ("shorter", "shorter")])
+def test_length_bias_is_said_where_it_is(tmp_path: Path, better: str, word: str) -> None:
+    rng = random.Random(0)
+    lines = []
+    for number in range(60):
+        answers = [
+            completion(
+                rng, at, response=f"{number} " + "word " * (at + 3), overall_score=at if better == "longer" else 9 - at
+            )
+            for at in range(2)
+        ]
+        lines.append(json.dumps(row(rng, completions=answers)).encode())
+    folder = build(tmp_path, lines)
+    record = manifest.read(folder)
+    said = findings.findings(record, figures.gather(folder, record))
+    assert said[0].look
+    assert re.match(rf"The {word} answer wins in 100\.0 % \[9\d\.\d, 100\.0\] of pairs", said[0].text)
+    assert ("max_longer_share" in said[0].text) == (better == "longer")
+
+
+def test_without_a_bias_none_is_claimed(data: Path) -> None:
+    record = manifest.read(data)
+    said = findings.findings(record, figures.gather(data, record))
+    (length,) = [one for one in said if "longer answer wins" in one.text and "source" not in one.text]
+    assert not length.look
+
+
+def test_the_sample_shows_every_reason_and_is_bounded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = manifest.read(data)
+    rejects = sample.rejects(data, record)
+    assert {(row["stage"], row["reason"]) for row in rejects} == {
+        (stage.stage, reason) for stage in record.stages if stage.unit != "pairs" for reason in stage.rejected
+    }
+    assert len(rejects) <= sample.REJECTS
+    assert all(row["raw"] for row in rejects if row["reason"] == "not_json")
+    shown = sample.pairs(data, record)
+    ids = sorted(pair["pair_id"] for split in ("train", "test") for pair in shards(data, split))
+    assert [pair["pair_id"] for pair in shown] == ids[: sample.PAIRS]
+    assert {pair["split"] for pair in shown} == {"train", "test"}
+    monkeypatch.setattr(sample, "CHARACTERS", 10)
+    cut = sample.pairs(data, record)[0]
+    assert cut["chosen"].endswith(f"({cut['chosen_chars'] - 10:,} more characters)")
+
+
+def test_equal_data_sets_give_equal_reports(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "elsewhere")
+    texts = [report.write(folder).read_text("utf-8") for folder in (data, tmp_path / "elsewhere")]
+    assert texts[0] == texts[1]
+    assert str(tmp_path) not in texts[0]
+    assert verify(data) == []
+
+
+def test_text_of_the_data_is_text_in_the_page(hostile: Path, data: Path) -> None:
+    expected = {
+        "html", "head", "meta", "title", "style", "body", "header", "nav", "main", "section", "h1", "h2", "h3", "p",
+        "a", "code", "ul", "ol", "li", "b", "strong", "small", "span", "div", "figure", "figcaption", "details",
+        "summary", "table", "caption", "thead", "tbody", "tr", "th", "td", "svg", "rect", "line", "text", "form",
+        "label", "select", "option", "input", "button", "output", "kbd", "noscript", "script",
+    }  # fmt: skip
+    for folder in (hostile, data):
+        text = report.write(folder).read_text("utf-8")
+        page = Outline(text)
+        assert {name for name, _ in page.elements} <= expected
+        assert not [key for _, given in page.elements for key in given if key.startswith("on") or key == "style"]
+        assert all(given["href"].startswith("#") for name, given in page.elements if name == "a" and given["href"])
+        assert not [given for _, given in page.elements if {"src", "action", "srcset"} & given.keys()]
+        parts = list(page.scripts())
+        assert [part["name"] for part, _ in parts] == ["style", "script", "script"]
+        policy = next(given["content"] for _, given in page.elements if given.get("http-equiv"))
+        assert policy
+        assert policy.startswith("default-src 'none'; ")
+        for number in (0, 2):
+            digest = base64.b64encode(hashlib.sha256(parts[number][1].encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in policy
+        assert "unsafe" not in policy
+        held = json.loads(parts[1][1])
+        assert held["pairs"]
+        assert held["rejects"]
+    sources = {pair["source"] for split in ("train", "test") for pair in shards(hostile, split)}
+    assert len(sources) > 5, "injections must have reached the data set for this test to mean anything"
+
+
+def test_what_is_not_made_by_tag_is_escaped() -> None:
+    assert tag("p", "<b>", tag("b", "&"), class_='"') == '<p class="&quot;">&lt;b&gt;<b>&amp;</b></p>'
+
+
+def rendered(path: Path, profile: Path) -> str:
+    """The page's elements after a real browser ran it."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium")
+    address = path.absolute().as_uri()
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+               f"--user-data-dir={profile}", "--virtual-time-budget=3000", "--dump-dom", address]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+VISIT = """
+for (const key of ["p", "r"]) {
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  for (let n = 0; n < 300; n++) document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
+  document.body.append(` at the end: ${document.getElementById("position").textContent} `);
+}
+"""
+
+
+def visited(text: str, folder: Path, policy: bool = True) -> str:
+    """A page after a browser showed all of its sample: by a script of the test, which the policy is told to allow."""
+    folder.mkdir()
+    digest = base64.b64encode(hashlib.sha256(VISIT.encode()).digest()).decode()
+    text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1) if policy else text
+    (folder / "page.html").write_text(text.replace("</body>", f"<script>{VISIT}</script></body>"), "utf-8")
+    return rendered(folder / "page.html", folder / "profile")
+
+
+def test_nothing_of_the_data_runs_in_a_browser(hostile: Path, tmp_path: Path) -> None:
+    text = report.write(hostile).read_text("utf-8")
+    page = visited(text, tmp_path / "as it is")
+    ends = re.findall(r"at the end: (\d+) of (\d+) ", page)
+    assert len(ends) == 2, "the page's own script did run"
+    assert all(at == of and int(of) > 30 for at, of in ends)
+    assert "<title>Data report: p</title>" in page, "no injected script changed the title"
+    assert page.count("<script") == 3
+    assert "<img" not in page
+    careless = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    careless = careless.replace(
+        "document.createTextNode(run.text)", "Object.assign(document.createElement('p'), { innerHTML: run.text })"
+    )
+    careless = careless.replace("made.textContent = text", "made.innerHTML = text")
+    assert "<title>broken in</title>" in visited(careless, tmp_path / "careless", policy=False), "the test would see it"
+
+
+def test_the_command_and_a_report_that_would_be_stale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import webbrowser
+
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: bool(opened.append(url)) or True)
+    raw, out = write_lines(tmp_path / "raw.jsonl", dirty_lines(60)), tmp_path / "my data"
+    arguments: list[Any] = ["build-pairs", "ultrafeedback", str(raw), "--out", str(out), "--workers", "1"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"To look at it: prefkit report '{out}' --open"
+    assert main(["report", str(out), "--open"]) == 0
+    assert capsys.readouterr().out.split("\n")[0] == str(out / "report.html")
+    assert opened == [(out / "report.html").as_uri()]
+    assert main(["verify", str(out)]) == 0
+    assert main(arguments) == 0
+    assert (out / "report.html").exists(), "it is still of this data set"
+    assert main([*arguments, "--overwrite", "--set", "build.split.test=0.5"]) == 0
+    assert not (out / "report.html").exists()
+
+
+def test_what_cannot_be_reported_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 1
+    assert "no manifest.json" in capsys.readouterr().err
+    chats = [
+        json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}).encode()
+    ]
+    raw = write_lines(tmp_path / "chats.jsonl", chats)
+    assert main(["adopt", str(raw), "--out", str(tmp_path / "chats")]) == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "chats")]) == 1
+    assert "not pairs" in capsys.readouterr().err
