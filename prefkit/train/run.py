@@ -23,7 +23,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from prefkit import __version__, resolve
@@ -41,7 +40,6 @@ from prefkit.train import (
     parallel,
     policy,
     samples,
-    sampling,
     shards,
     sinks,
     slices,
@@ -50,16 +48,15 @@ from prefkit.train import (
 from prefkit.train import optimizer as optimizers
 from prefkit.train.adapters import Lora
 from prefkit.train.alarms import Alarms
-from prefkit.train.arriving import Arriving, Supply, read_index, supplied
-from prefkit.train.chat import Tokenising
+from prefkit.train.arriving import supplied
 from prefkit.train.claim import claimed
-from prefkit.train.examples import Examples
-from prefkit.train.loop import Job, Loop, SplitData, Tested, run_steps
+from prefkit.train.loop import Job, Loop, Tested, run_steps
 from prefkit.train.metrics import Progress, Silent
-from prefkit.train.objective import Preference, Supervised, of_phase, tokenising
+from prefkit.train.objective import Preference, of_phase
 from prefkit.train.options import Phase, TrainOptions, check
+from prefkit.train.policy import Policy
 from prefkit.train.samples import SampleOptions, Samples
-from prefkit.train.stream import Plan
+from prefkit.train.splits import make_plan, open_splits
 
 __all__ = ["check", "plan", "train"]
 
@@ -83,9 +80,8 @@ def train(
     """Run all phases of a pipeline file on a data set; returns the path of the model and what each phase reports.
 
     `data` is a folder or a URL; of the latter, up to `shard_cache` gigabytes of shards are kept in the cache. `model`
-    replaces the pipeline's; `max_steps` bounds every phase; `log_to` names sinks (`prefkit.train.sinks`).
-    Raises KeyboardInterrupt after a checkpoint if
-    the user interrupts, and PrefkitError for what the user can mend.
+    replaces the pipeline's; `max_steps` bounds every phase; `log_to` names sinks (`prefkit.train.sinks`). Raises
+    KeyboardInterrupt after a checkpoint if the user interrupts, and PrefkitError for what the user can mend.
     """
     sinks.need(log_to)
     options = check(pipeline, model=model)
@@ -192,16 +188,10 @@ def run_phase(job: Job, number: int) -> None:
     """One phase from its start, or from its newest checkpoint, to its exported model and `phase.json`."""
     phase, losses = job.options.phases[number], job.options.losses[number]
     objective = of_phase(phase, losses)
-    folder = job.out / phase.name
     start = start_of(job, number)
     if phase.lora is not None:
         adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
-    train_set = open_split(job, phase, objective, "train", start)
-    test_set = open_split(job, phase, objective, "test", start) if job.manifest.rows("test") else None
-    if not phase.stream and not train_set.store.counts["examples"]:
-        raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
-    if test_set is not None and not test_set.store.counts["examples"]:
-        test_set = None  # said aloud by its summary; training does not need it
+    train_set, test_set = open_splits(job, phase, objective, start)
     train_set, order = make_plan(job, phase, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
@@ -219,40 +209,28 @@ def run_phase(job: Job, number: int) -> None:
     moving = live if phase.reference_sync is not None else None
     how: dict[str, Any] = {"weight_decay": phase.weight_decay, "betas": phase.betas, "eps": phase.eps}
     optimizer = optimizers.make(now, phase.optimizer, **how)
-    with parallel.first_before_others():
-        if parallel.is_first():
-            checkpoint.settle(folder / "checkpoints", job.progress.note)
-    state = parallel.of_first(checkpoint.latest_state(folder / "checkpoints"))
-    if state is None:
-        written = finished_bytes(job, number)
-        state = {"step": 0, "num_tokens": 0, "metrics_bytes": written, "memory": [], "made_from": made_from}
-    else:
-        check_unchanged(job, phase.name, state["made_from"], made_from)
-        checkpoint.restore(folder / "checkpoints", now, optimizer, moving)
-    log = open_log(job, phase, state)
-    of_samples = open_samples(job, phase, state["step"])
+    state = begin_or_resume(job, number, made_from, now, optimizer, moving)
     tested = None
     if test_set is not None:
         tested = Tested(objective.on(test_set.whole), test_set.whole, of_test, slices.of(test_set.whole))
     objective = objective.on(train_set.examples)
-    memory = [None if values is None else torch.tensor(values, dtype=torch.float64) for values in state["memory"]]
-    sums = slices.begun(train_set.examples, objective.names, state.get("slices"))
+    log = open_log(job, phase, state)
     loop = Loop(
-        job,
-        phase,
-        objective,
-        now,
-        optimizer,
-        train_set,
-        order,
-        steps,
-        of_train,
-        tested,
-        log,
-        of_samples,
-        sums,
-        memory,
-        moving,
+        job=job,
+        phase=phase,
+        objective=objective,
+        policy=now,
+        optimizer=optimizer,
+        train_set=train_set,
+        order=order,
+        steps=steps,
+        reference=of_train,
+        tested=tested,
+        log=log,
+        samples=open_samples(job, phase, state["step"]),
+        slices=slices.begun(train_set.examples, objective.names, state.get("slices")),
+        memory=[None if kept is None else torch.tensor(kept, dtype=torch.float64) for kept in state["memory"]],
+        moving=moving,
     )
     try:
         with supplied(train_set.examples, lambda: order.shards_needed(state["step"], steps)):
@@ -263,6 +241,29 @@ def run_phase(job: Job, number: int) -> None:
     if train_set.store.counts and phase.stream:  # none, where all steps were done before
         job.progress.note(f"{phase.name}, {train_set.store.summary}")
     finish(loop, number, bytes_written)
+
+
+def begin_or_resume(
+    job: Job,
+    number: int,
+    made_from: dict[str, Any],
+    now: Policy,
+    optimizer: torch.optim.Optimizer,
+    moving: Policy | None,
+) -> dict[str, Any]:
+    """The state that a phase begins with; or of its newest checkpoint, whose tensors are put into their places."""
+    name = job.options.phases[number].name
+    folder = job.out / name / "checkpoints"
+    with parallel.first_before_others():
+        if parallel.is_first():
+            checkpoint.settle(folder, job.progress.note)
+    state = parallel.of_first(checkpoint.latest_state(folder))
+    if state is None:
+        written = finished_bytes(job, number)
+        return {"step": 0, "num_tokens": 0, "metrics_bytes": written, "memory": [], "made_from": made_from}
+    check_unchanged(job, name, state["made_from"], made_from)
+    checkpoint.restore(folder, now, optimizer, moving)
+    return dict(state)
 
 
 def open_log(job: Job, phase: Phase, state: dict[str, Any]) -> metrics.Log | metrics.NoLog:
@@ -306,48 +307,6 @@ def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, 
             raise TrainError(
                 f"{job.out}: cannot resume, {what} of phase {name} has changed since. Choose another --out."
             )
-
-
-def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split: str, model: Any) -> SplitData:
-    """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
-    how = tokenising(phase, objective)
-    if split == "train" and phase.stream:
-        return open_stream(job, how, model)
-    store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
-    job.progress.note(f"{phase.name}, {store.summary}")
-    policy.check_fits(model, job.tokenizer, store.counts["longest"])
-    examples = Examples.of(store)
-    for prompt in np.flatnonzero(examples.tree_tokens() > phase.max_tokens):
-        examples.trees(int(prompt), phase.max_tokens)  # raises TrainError for a pair that fits no bin
-    return SplitData(store, examples)
-
-
-def open_stream(job: Job, how: Tokenising, model: Any) -> SplitData:
-    """The train split, of which only the index is read; its tokens come while the steps go on."""
-    listed = job.manifest.of_split("train")
-    store = chat.new_store(listed, "train", job.tokenizer, how, job.cache)
-    store.folder.mkdir(parents=True, exist_ok=True)
-    index = read_index(job.data, listed)
-
-    def check(longest: int) -> None:
-        policy.check_fits(model, job.tokenizer, longest)
-
-    return SplitData(store, Arriving(Supply(job.data, listed, index, job.tokenizer, how, store, check)))
-
-
-def make_plan(job: Job, phase: Phase, train_set: SplitData) -> tuple[SplitData, Plan]:
-    """The examples that the phase takes, and the order of its steps; says what an epoch leaves out or repeats."""
-    examples, drawn = sampling.select(train_set.examples, phase)
-    prompts = examples.shard_prompts
-    order = Plan(
-        prompts, examples.counts(), phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window, drawn
-    )
-    for epoch in range(phase.epochs):
-        if said := sampling.told(order.account(epoch)):
-            job.progress.note(f"{phase.name}, epoch {epoch + 1}: {said}")
-    if not order.steps:
-        raise TrainError(f"{phase.name}: filters, weights and caps leave nothing to train on.")
-    return SplitData(train_set.store, examples), order
 
 
 def finished_bytes(job: Job, number: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from prefkit import manifest, urls
 from prefkit.errors import DataError, TrainError, UsageError
-from prefkit.train import arriving, chat, metrics, run, shards
+from prefkit.train import arriving, chat, metrics, run, shards, splits
 from prefkit.train.options import check
 from tests.pairs import servers
 from tests.train.datasets_for_tests import pair, pipeline, toy_pairs, write_data_set
@@ -222,7 +222,7 @@ def test_index_that_a_shard_contradicts_is_refused(data, base, tmp_path, monkeyp
         index[2].scores[0] = 7
         return index
 
-    monkeypatch.setattr(run, "read_index", other)
+    monkeypatch.setattr(splits, "read_index", other)
     with pytest.raises(DataError, match=r"train-00002\.parquet: not the rows that its index told of"):
         streamed(data, tmp_path / "r", base, {**LIVE, "stream": True}, cache=tmp_path / "c")
 

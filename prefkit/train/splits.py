@@ -1,0 +1,72 @@
+"""The splits of a phase: tokenised, or opened as a stream, and what its epochs take of the train split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from prefkit.errors import TrainError
+from prefkit.train import chat, policy, sampling
+from prefkit.train.arriving import Arriving, Supply, read_index
+from prefkit.train.chat import Tokenising
+from prefkit.train.examples import Examples
+from prefkit.train.loop import Job, SplitData
+from prefkit.train.objective import Preference, Supervised, tokenising
+from prefkit.train.options import Phase
+from prefkit.train.stream import Plan
+
+
+def open_splits(
+    job: Job, phase: Phase, objective: Preference | Supervised, model: Any
+) -> tuple[SplitData, SplitData | None]:
+    """Train and test split; TrainError if nothing is left of the first, None for a second without examples."""
+    train_set = open_split(job, phase, objective, "train", model)
+    test_set = open_split(job, phase, objective, "test", model) if job.manifest.rows("test") else None
+    if not phase.stream and not train_set.store.counts["examples"]:
+        raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
+    if test_set is not None and not test_set.store.counts["examples"]:
+        test_set = None  # said aloud by its summary; training does not need it
+    return train_set, test_set
+
+
+def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split: str, model: Any) -> SplitData:
+    """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
+    how = tokenising(phase, objective)
+    if split == "train" and phase.stream:
+        return open_stream(job, how, model)
+    store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
+    job.progress.note(f"{phase.name}, {store.summary}")
+    policy.check_fits(model, job.tokenizer, store.counts["longest"])
+    examples = Examples.of(store)
+    for prompt in np.flatnonzero(examples.tree_tokens() > phase.max_tokens):
+        examples.trees(int(prompt), phase.max_tokens)  # raises TrainError for a pair that fits no bin
+    return SplitData(store, examples)
+
+
+def open_stream(job: Job, how: Tokenising, model: Any) -> SplitData:
+    """The train split, of which only the index is read; its tokens come while the steps go on."""
+    listed = job.manifest.of_split("train")
+    store = chat.new_store(listed, "train", job.tokenizer, how, job.cache)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    index = read_index(job.data, listed)
+
+    def check(longest: int) -> None:
+        policy.check_fits(model, job.tokenizer, longest)
+
+    return SplitData(store, Arriving(Supply(job.data, listed, index, job.tokenizer, how, store, check)))
+
+
+def make_plan(job: Job, phase: Phase, train_set: SplitData) -> tuple[SplitData, Plan]:
+    """The examples that the phase takes, and the order of its steps; says what an epoch leaves out or repeats."""
+    examples, drawn = sampling.select(train_set.examples, phase)
+    prompts = examples.shard_prompts
+    order = Plan(
+        prompts, examples.counts(), phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window, drawn
+    )
+    for epoch in range(phase.epochs):
+        if said := sampling.told(order.account(epoch)):
+            job.progress.note(f"{phase.name}, epoch {epoch + 1}: {said}")
+    if not order.steps:
+        raise TrainError(f"{phase.name}: filters, weights and caps leave nothing to train on.")
+    return SplitData(train_set.store, examples), order
