@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-from prefkit.errors import TrainError
+from prefkit.errors import TrainError, one_line
 
 TIMEOUT = 10.0  # seconds
 
@@ -35,5 +35,5 @@ def local_files_only(name: str | Path) -> bool:
             return True
         raise TrainError(
             f'model "{name}" cannot be loaded: no such folder, not in the local cache, and the Hub cannot be reached '
-            f"({str(error).strip().splitlines()[0]})."
+            f"({one_line(error)})."
         ) from error

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from prefkit import resolve
-from prefkit.errors import UsageError, did_you_mean
+from prefkit.errors import UsageError, did_you_mean, one_line
 from prefkit.resolve import Call
 from prefkit.train.losses import LogProbs, StepOutput
 
@@ -56,7 +56,11 @@ def check_sums(losses: list[Weighted], where: str) -> None:
     for _, call in losses:
         if "mismatched_M" in asks(call.address):
             raise UsageError(f"{where}: length_normalisation is not defined for {call.name}.")
-        if not torch.equal(_probed(call, 1.0), _probed(call, 2.0)):
+        try:
+            alike = torch.equal(_probed(call, 1.0), _probed(call, 2.0))
+        except Exception as error:  # a loss of somebody else may fail in any way
+            raise UsageError(f"{where}: {call.address} failed on a pair: {one_line(error)}") from error
+        if not alike:
             raise UsageError(f"{where}: length_normalisation has no effect on {call.name}, which has its own.")
 
 

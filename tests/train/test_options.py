@@ -155,3 +155,11 @@ def test_what_a_loss_does_not_define_is_refused(tmp_path: Path, objective: str, 
 def test_losses_of_sums_can_be_normalised_by_length(tmp_path: Path, objective: str) -> None:
     text = RANDOM.replace("sigmoid", objective) + "length_normalisation = true\n"
     assert check(pipeline(tmp_path, text)).phases[0].length_normalisation
+
+
+def test_a_loss_of_somebody_else_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "fails_on_a_pair.py").write_text("def loss(policy, *, beta: float = 1.0):\n    return policy.chosen\n")
+    text = RANDOM.replace("sigmoid", "fails_on_a_pair:loss") + "length_normalisation = true\n"
+    with pytest.raises(UsageError, match="fails_on_a_pair:loss failed on a pair: AttributeError: .* has no attribute"):
+        check(pipeline(tmp_path, text))

@@ -64,6 +64,13 @@ def test_missing_models_are_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(TrainError, match="not in the local cache, and the Hub cannot be reached") as caught:
         policy.load("nobody/nothing")
     assert "\n" not in str(caught.value)
+
+    def says_nothing(*_args: object, **_options: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("prefkit.train.hub.HfApi.model_info", says_nothing)
+    with pytest.raises(TrainError, match=r"the Hub cannot be reached \(TimeoutError\)"):
+        policy.load("nobody/nothing")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(TrainError, match="safetensors"):
         policy.load(tmp_path)
