@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from prefkit import manifest
@@ -28,7 +30,8 @@ from prefkit.pairs.build import build_pairs
 from prefkit.pairs.report import figures, findings, sample
 from prefkit.pairs.report.html import tag
 from prefkit.pairs.verify import verify
-from tests.pairs.chats import shards
+from tests.pairs.chats import build as ready_made
+from tests.pairs.chats import conversations, shards
 from tests.pairs.raw import completion, dirty_lines, row, write_lines
 
 PIPELINE = """
@@ -77,10 +80,10 @@ class Outline(HTMLParser):
             self.contents[-1] += data
 
     def scripts(self) -> Iterator[tuple[dict[str, str | None], str]]:
-        names = [(name, given) for name, given in self.elements if name not in ("meta", "input")]
-        for (name, given), content in zip(names, self.contents, strict=True):
+        names = [(name, held) for name, held in self.elements if name not in ("meta", "input")]
+        for (name, held), content in zip(names, self.contents, strict=True):
             if name in ("script", "style"):
-                yield given | {"name": name}, content
+                yield held | {"name": name}, content
 
 
 def build(folder: Path, lines: list[bytes], *overrides: str) -> Path:
@@ -131,14 +134,33 @@ def test_counts_are_those_of_plain_python(data: Path) -> None:
     assert {name: (one.hits, one.total) for name, one in found.shares["wins"].items()} == {
         name: (wins[name], met[name]) for name in met
     }
-    margins = Counter(round(pair["margin"] / found.steps["margin"]) for pair in everything)
-    assert {key: sum(splits.values()) for key, splits in found.counts["bin_margin"].items()} == margins
+    for name in figures.SCORES:
+        scale = found.scales[name]
+        assert scale.step == 0.5, "the scores are halves, so a bin is a score"
+        bins = {scale.label(int(key or 0)): sum(of.values()) for key, of in found.counts[f"bin_{name}"].items()}
+        assert bins == Counter(f"{pair[name]:g}" for pair in everything)
     chars = sum(sum(splits.values()) for splits in found.counts["bin_chosen_chars"].values())
     assert chars == len(texts)
     near = pl.read_parquet(data / "rejects" / "*.parquet").filter(pl.col("reason") == "near_duplicate")
     clusters = Counter(dict.fromkeys(near.select("cluster_id", "origin_file", "origin_row").iter_rows()).keys())
     sizes = sorted(Counter(key[0] for key in clusters).values(), reverse=True)
     assert [count for _, count in found.clusters] == sizes[: figures.LARGEST]
+
+
+@given(st.lists(st.floats(allow_nan=False), min_size=2), st.floats(allow_nan=False, allow_infinity=False))
+def test_bins_are_few_whatever_the_scores(values: list[float], low: float) -> None:
+    values = [max(low, value) for value in values] + [low]
+    scale = figures.scale(low, max(values))
+    bins = pl.DataFrame({"x": values}).select(scale.bin(pl.col("x")))["x"].to_list()
+    assert all(0 <= number <= figures.MOST_BINS + 1 for number in bins)
+    assert [number for _, number in sorted(zip(values, bins, strict=True))] == sorted(bins)
+    if max(values) < 1e300 and low > -1e300:  # all within reach: each stands in the bin nearest to it
+        for value, number in zip(values, bins, strict=True):
+            assert abs(value - (scale.start + number * scale.step)) <= scale.step * 0.51 + 1e-9 * abs(value)
+    assert all(
+        float(scale.label(number)) == pytest.approx(scale.start + number * scale.step, 1e-4, scale.step / 10)
+        for number in bins
+    )
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says_also_where_pairs_of_a_prompt_agree() -> None:
@@ -175,7 +197,7 @@ def test_length_bias_is_said_where_it_is(tmp_path: Path, better: str, word: str)
     record = manifest.read(folder)
     said = findings.findings(record, figures.gather(folder, record))
     assert said[0].look
-    assert re.match(rf"The {word} answer wins in 100\.0 % \[9\d\.\d, 100\.0\] of pairs", said[0].text)
+    assert re.match(rf"The {word} answer wins in 100\.0\s% \[9\d\.\d,\s100\.0\] of pairs", said[0].text)
     assert ("max_longer_share" in said[0].text) == (better == "longer")
 
 
@@ -201,6 +223,19 @@ def test_the_sample_shows_every_reason_and_is_bounded(data: Path, monkeypatch: p
     monkeypatch.setattr(sample, "CHARACTERS", 10)
     cut = sample.pairs(data, record)[0]
     assert cut["chosen"].endswith(f"({cut['chosen_chars'] - 10:,} more characters)")
+
+
+def test_what_the_data_does_not_tell_is_said_so(tmp_path: Path) -> None:
+    folder = ready_made(tmp_path, conversations(1)[:1])
+    text = report.write(folder).read_text("utf-8")
+    for words in ("name no models", "Not tagged", "Nothing fell", "no test split", "Nothing was compared"):
+        assert words in text
+    Outline(text)
+
+
+def test_whole_scores_stand_in_bins_of_whole_numbers() -> None:
+    assert figures.scale(-7.0, -1.0, True) == (-7.0, 1.0)
+    assert figures.scale(-7.0, -1.0) == (-7.0, 0.25)
 
 
 def test_equal_data_sets_give_equal_reports(data: Path, tmp_path: Path) -> None:

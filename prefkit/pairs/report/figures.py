@@ -23,6 +23,8 @@ from prefkit.manifest import Manifest
 
 Z = 1.959964  # 95 %
 MOST_BINS = 24
+LARGEST_SCORE = 1e307  # what is beyond stands in the last bin, so that no width overflows
+SMALLEST_WIDTH = 1e-300
 HALF_OCTAVES = 2  # bins of lengths a doubling
 LARGEST = 10
 SCORES = ("chosen_score", "rejected_score", "margin")
@@ -44,12 +46,28 @@ class Share(NamedTuple):
         return self.hits / self.total
 
 
+class Scale(NamedTuple):
+    """Bins of a score: bin b holds what is nearest to `start + b × step`, the first and last also what lies beyond."""
+
+    start: float
+    step: float
+
+    def bin(self, value: pl.Expr) -> pl.Expr:
+        """The bin of each value."""
+        return ((value - self.start) / self.step).round().fill_nan(0).clip(0, MOST_BINS + 1).cast(pl.Int64)
+
+    def label(self, number: int) -> str:
+        """The middle of a bin."""
+        value = self.start + number * self.step
+        return f"{value if abs(value) > self.step / 1e6 else 0:g}"
+
+
 class Figures(NamedTuple):
     """Counts by split of each figure and key, shares of pairs, and the largest groups of rejects."""
 
     counts: dict[str, dict[str | int | None, dict[str, int]]]
     shares: dict[str, dict[str, Share]]
-    steps: dict[str, float]  # width of a bin of each score; bin b holds values around b × step
+    scales: dict[str, Scale]  # of each score
     margin_mean: dict[str, float]  # by split
     clusters: list[tuple[str, int]]  # cluster_id, rows that fell to it
     hits: list[tuple[str, int]]  # evaluation item, candidates that met it
@@ -58,14 +76,14 @@ class Figures(NamedTuple):
 def gather(folder: Path, record: Manifest) -> Figures:
     """All figures of a finished data set."""
     shards = [shard for shard in record.shards if shard.split != "rejects"]
-    steps = _steps([folder / shard.path for shard in shards])
+    scales = _scales([folder / shard.path for shard in shards])
     counts: dict[str, dict[str | int | None, dict[str, int]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(int))
     )
     sums: list[pl.DataFrame] = []
     margins: dict[str, float] = defaultdict(float)
     for shard in shards:
-        pairs = _narrow(folder / shard.path, steps)
+        pairs = _narrow(folder / shard.path, scales)
         for name in ("source", "lang", "strategy", *(f"bin_{column}" for column in (*SCORES, *LENGTHS))):
             for key, count in pairs.group_by(name).len().sort(name).rows():
                 counts[name][key][shard.split] += count
@@ -76,7 +94,7 @@ def gather(folder: Path, record: Manifest) -> Figures:
     return Figures(
         counts,
         _shares(pl.concat(sums)),
-        steps,
+        scales,
         {split: total / record.rows(split) for split, total in margins.items() if record.rows(split)},
         _largest_clusters(rejects),
         _most_met_items(rejects),
@@ -88,24 +106,34 @@ def length(column: str) -> pl.Expr:
     return pl.col(column).list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
 
 
-def _steps(paths: list[Path]) -> dict[str, float]:
-    bounds = [bound for name in SCORES for bound in (pl.min(name).alias(f"{name} low"), pl.max(name).alias(name))]
-    (row,) = pl.scan_parquet(paths).select(bounds).collect(engine="streaming").to_dicts()
-    sides = _step(row["chosen_score"] - row["rejected_score low"])
-    return {"chosen_score": sides, "rejected_score": sides, "margin": _step(row["margin"] - row["margin low"])}
+def _scales(paths: list[Path]) -> dict[str, Scale]:
+    asked: list[pl.Expr] = []
+    for name in SCORES:
+        whole = (pl.col(name) == pl.col(name).round()).all()
+        asked += [pl.min(name).alias(f"{name} low"), pl.max(name).alias(name), whole.alias(f"{name} whole")]
+    (row,) = pl.scan_parquet(paths).select(asked).collect(engine="streaming").to_dicts()
+    whole_sides = row["chosen_score whole"] and row["rejected_score whole"]
+    sides = scale(row["rejected_score low"], row["chosen_score"], whole_sides)  # the lowest and highest of both
+    margins = scale(row["margin low"], row["margin"], row["margin whole"])
+    return {"chosen_score": sides, "rejected_score": sides, "margin": margins}
 
 
-def _step(span: float) -> float:
-    """The least round number of which the span holds at most MOST_BINS."""
-    if not 0 < span < math.inf:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(span / MOST_BINS))
-    return next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if span / (power * factor) <= MOST_BINS)
+def scale(low: float, high: float, whole: bool = False) -> Scale:
+    """The least round width of which [low, high] holds at most MOST_BINS, beginning at a multiple of it; at least 1 for
+    `whole` numbers."""
+    low, high = max(low, -LARGEST_SCORE), min(high, LARGEST_SCORE)
+    width = (high - low) / MOST_BINS
+    if width < SMALLEST_WIDTH:
+        return Scale(low, 1.0)
+    power = 10.0 ** math.floor(math.log10(width))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if width <= power * factor)
+    step = max(step, 1.0) if whole else step
+    return Scale(math.floor(low / step) * step, step)
 
 
-def _narrow(path: Path, steps: dict[str, float]) -> pl.DataFrame:
+def _narrow(path: Path, scales: dict[str, Scale]) -> pl.DataFrame:
     columns = ["prompt_id", "source", "lang", "strategy", "chosen_model", "rejected_model", "margin"]
-    scores = [(pl.col(name) / steps[name]).round().cast(pl.Int64).alias(f"bin_{name}") for name in SCORES]
+    scores = [scales[name].bin(pl.col(name)).alias(f"bin_{name}") for name in SCORES]
     lengths = [length(side).alias(f"{side}_chars") for side in ("chosen", "rejected")]
     rows = pl.scan_parquet(path).select(*columns, *scores, *lengths).collect(engine="streaming")
     bins = [(pl.col(name) + 1).log(2) * HALF_OCTAVES for name in LENGTHS]

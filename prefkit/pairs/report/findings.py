@@ -39,14 +39,14 @@ def findings(record: Manifest, figures: Figures) -> list[Finding]:
 def percent(share: float) -> str:
     """A share in percent, with a decimal where it is near an end."""
     value = 100 * share
-    return f"{value:.1f} %" if 0 < value < 10 or 90 < value < 100 else f"{value:.0f} %"
+    return f"{value:.1f}\u00a0%" if 0 < value < 10 or 90 < value < 100 else f"{value:.0f}\u00a0%"
 
 
 def interval(share: Share) -> str:
-    """`71 % [70, 72]`."""
+    """`71 % [70, 72]`, in spaces at which no line breaks."""
     digits = 1 if share.value < 0.1 or share.value > 0.9 or share.high - share.low < 0.02 else 0
     low, value, high = (f"{100 * part:.{digits}f}" for part in (share.low, share.value, share.high))
-    return f"{value} % [{low}, {high}]"
+    return f"{value}\u00a0% [{low},\u00a0{high}]"
 
 
 def of_stage(record: Manifest, stage: str, reason: str | None = None) -> int:
@@ -108,19 +108,15 @@ def _models(figures: Figures) -> Iterator[Finding]:
 
 
 def _margins(figures: Figures) -> Iterator[Finding]:
-    bins = {key: sum(splits.values()) for key, splits in figures.counts["bin_margin"].items()}
-    total = sum(bins.values())
-    largest = max(bins, key=lambda key: bins[key])
+    bins = {int(key or 0): sum(splits.values()) for key, splits in figures.counts["bin_margin"].items()}
+    least = min(bins)
+    label = figures.scales["margin"].label(least)
     if len(bins) == 1:
-        yield Finding(False, f"All margins are about {int(largest or 0) * figures.steps['margin']:g}.")
-        return
-    least = min(int(key) for key in bins if key is not None)
-    share = percent(bins[least] / total)
-    yield Finding(
-        False,
-        f"{share} of pairs have the smallest margin, about {least * figures.steps['margin']:g}; the filter min_margin "
-        "sets a bound.",
-    )
+        yield Finding(False, f"All margins are about {label}.")
+    else:
+        share = percent(bins[least] / sum(bins.values()))
+        text = f"{share} of pairs have the smallest margin, about {label}; the filter min_margin sets a bound."
+        yield Finding(False, text)
 
 
 def _duplicates(record: Manifest) -> Iterator[Finding]:

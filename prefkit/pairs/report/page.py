@@ -112,9 +112,6 @@ def _bins(figures: Figures, name: str) -> dict[int, int]:
 
 
 def _scores(record: Manifest, figures: Figures) -> Html:
-    def about(name: str) -> Any:
-        return lambda key: f"{key * figures.steps[name]:g}"
-
     sides = [(side, _bins(figures, f"{side}_score")) for side in ("chosen", "rejected")]
     tied = of_stage(record, "filter", "tied")
     ties = f"{tied:,} candidates fell because all answers left of their prompt had one score; ties become no pairs."
@@ -123,8 +120,10 @@ def _scores(record: Manifest, figures: Figures) -> Html:
         "Scores and margins",
         tag(
             "div",
-            histogram("Scores of chosen and rejected answers", sides, about("chosen_score"), "score about"),
-            histogram("Margins", [("pairs", _bins(figures, "margin"))], about("margin"), "margin about"),
+            histogram(
+                "Scores of chosen and rejected answers", sides, figures.scales["chosen_score"].label, "score about"
+            ),
+            histogram("Margins", [("pairs", _bins(figures, "margin"))], figures.scales["margin"].label, "margin about"),
             class_="two",
         ),
         tag("p", ties),
