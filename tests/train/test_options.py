@@ -161,5 +161,5 @@ def test_a_loss_of_somebody_else_that_fails_is_one_sentence(tmp_path: Path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "fails_on_a_pair.py").write_text("def loss(policy, *, beta: float = 1.0):\n    return policy.chosen\n")
     text = RANDOM.replace("sigmoid", "fails_on_a_pair:loss") + "length_normalisation = true\n"
-    with pytest.raises(UsageError, match="fails_on_a_pair:loss failed on a pair: AttributeError: .* has no attribute"):
+    with pytest.raises(UsageError, match=r"fails_on_a_pair:loss failed on a pair: AttributeError: .* has no attribute"):
         check(pipeline(tmp_path, text))
