@@ -20,13 +20,20 @@ from prefkit.train.stream import Plan
 def open_splits(
     job: Job, phase: Phase, objective: Preference | Supervised, model: Any
 ) -> tuple[SplitData, SplitData | None]:
-    """Train and test split; TrainError if nothing is left of the first, None for a second without examples."""
+    """Train and test split; None for a second without examples.
+
+    TrainError if nothing is left of the first, or the phase shall end by what only the second would show.
+    """
     train_set = open_split(job, phase, objective, "train", model)
     test_set = open_split(job, phase, objective, "test", model) if job.manifest.rows("test") else None
     if not phase.stream and not train_set.store.counts["examples"]:
         raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
     if test_set is not None and not test_set.store.counts["examples"]:
         test_set = None  # said aloud by its summary; training does not need it
+    if test_set is None and "overfitting" in (phase.alarms or {}).get("stop", ()):
+        raise TrainError(
+            f'{phase.name}: alarms: stop names "overfitting", which is seen on a test split, and there is none.'
+        )
     return train_set, test_set
 
 

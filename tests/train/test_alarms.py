@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.errors import UsageError
+from prefkit.errors import TrainError, UsageError
 from prefkit.train import alarms, metrics, options, run
 from prefkit.train.alarms import Alarms, History, Watch
 from prefkit.train.metrics import Silent
@@ -188,6 +188,13 @@ def test_an_alarm_may_end_the_phase(data, tmp_path, name):
     before = metrics.read(tmp_path / "r")
     run.train(table, data=data, out=tmp_path / "r", resume=True)
     assert metrics.read(tmp_path / "r") == before
+
+
+def test_early_stopping_needs_a_test_split(tmp_path):
+    write_data_set(tmp_path / "d", toy_pairs(12))
+    table = pipeline(tmp_path, {**HURRIED, "alarms": {"stop": ["overfitting"]}})
+    with pytest.raises(TrainError, match='stop names "overfitting", which is seen on a test split'):
+        run.train(table, data=tmp_path / "d", out=tmp_path / "r")
 
 
 @pytest.mark.parametrize(
