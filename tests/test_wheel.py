@@ -28,3 +28,4 @@ def test_the_wheel_builds_the_demo_pairs_by_itself(tmp_path: Path) -> None:
     assert installed.startswith(str(tmp_path)), "the installed package, not the checkout, is what is tested"
     run("-m", "prefkit", "build-pairs", "demo", "--out", "out", "--limit", "300")
     assert "whole" in run("-m", "prefkit", "verify", "out")
+    assert run("-m", "prefkit", "report", "out").split() == [str(Path("out") / "report.html")]

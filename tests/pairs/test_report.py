@@ -233,6 +233,15 @@ def test_what_the_data_does_not_tell_is_said_so(tmp_path: Path) -> None:
     Outline(text)
 
 
+def test_scores_at_both_ends_are_shown(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    answers = [completion(rng, at, overall_score=score) for at, score in enumerate([-1.5e308, 0.0, 1.5e308])]
+    folder = build(tmp_path, [json.dumps(row(rng, completions=answers)).encode()])
+    assert {pair["margin"] for pair in shards(folder, "train") + shards(folder, "test")} >= {float("inf")}
+    (held,) = [text for part, text in Outline(report.write(folder).read_text("utf-8")).scripts() if "id" in part]
+    json.loads(held, parse_constant=pytest.fail)  # Python's own reader takes Infinity, a browser's does not
+
+
 def test_whole_scores_stand_in_bins_of_whole_numbers() -> None:
     assert figures.scale(-7.0, -1.0, True) == (-7.0, 1.0)
     assert figures.scale(-7.0, -1.0) == (-7.0, 0.25)

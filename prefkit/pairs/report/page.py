@@ -74,7 +74,7 @@ def render(
 
 def data_block(data: Any) -> Html:
     """JSON that no text can leave: without `<`, there is neither a closing tag nor a comment in it."""
-    return Html(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+    return Html(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 def _hash(text: str) -> str:

@@ -7,6 +7,7 @@ text; where a pair of the same prompt, or of its near-duplicates, stands in the 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def pairs(folder: Path, record: Manifest) -> list[dict[str, Any]]:
         lowest = pl.concat([lowest, ids]).sort("pair_id").head(PAIRS)
     split_of = {shard.path: shard.split for shard in record.shards}
     lengths = [length(side).alias(f"{side}_chars") for side in ("chosen", "rejected")]
+    finite = pl.col("margin").clip(upper_bound=sys.float_info.max)  # of scores at both ends it is not, and no JSON
     shown = []
     for path, ids in lowest.group_by("path", maintain_order=True):
         wanted = pl.col("pair_id").is_in(ids["pair_id"].to_list())
@@ -42,6 +44,7 @@ def pairs(folder: Path, record: Manifest) -> list[dict[str, Any]]:
             pl.scan_parquet(folder / str(path[0]))
             .filter(wanted)
             .select("prompt", "chosen", "rejected", *FACTS, *lengths)
+            .with_columns(finite)
         )
         for row in rows.collect(engine="streaming").to_dicts():
             texts = {name: _said(row[name]) for name in ("prompt", "chosen", "rejected")}
