@@ -4,8 +4,9 @@
 
 A sink is a context that yields `write(figures, step)`. Project, server and credentials come from where the package
 itself looks for them (`wandb login`, WANDB_PROJECT, WANDB_MODE=offline; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME);
-prefkit reads none of them, and sends nothing but the run's checked options and its figures. The id of the run is kept
-in RUN/<sink>.id, so that a resumed run goes on in the same one. What a sink cannot write never ends the training: it is
+prefkit reads none of them, and gives the package nothing but the run's checked options and its figures; what the
+package adds of the machine (W&B: host, system metrics) is its own, and switched off there. The id of the run is kept in
+RUN/<sink>.id, so that a resumed run goes on in the same one. What a sink cannot write never ends the training: it is
 said once, and RUN/metrics.jsonl has every figure.
 """
 
