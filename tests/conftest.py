@@ -18,6 +18,18 @@ PROJECT = Path(__file__).parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
+# Files that take a minute or more come first, so that no worker begins one when the others are done.
+LONGEST = ("test_demo.py", "train/test_campaign.py", "pairs/test_extend.py", "train/test_run.py", "pairs/test_mix.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(PROJECT / "tests").as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture
 def real_data() -> Path:
     """Folder of real data sets beside the checkout; the test skips where there is none."""

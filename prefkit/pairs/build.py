@@ -1,10 +1,11 @@
 """`prefkit build-pairs`: the whole pipeline on one page.
 
-    index ─▶ read ─▶ unite ─▶ similar ─▶ clusters ─▶ select ─▶ write
-             a task   a task   a task     one task    a task    a task
-             a part   a bucket a band                 a bucket  a shard
+    read ─▶ unite ─▶ similar ─▶ clusters ─▶ select ─▶ write
+    a task   a task   a task     one task    a task    a task
+    a part   a bucket a band                 a bucket  a shard
 
 A part is a slice of a raw file, a bucket a range of prompt ids: between the two, rows of equal prompts come together.
+Raw files are hashed and cut into parts while their first parts are being read.
 Quotas over all pairs, where a pipeline sets any, come between select and write (see `mix`).
 
 Every step is tasks from files to files under OUT/.work (see `engine`), named by the hash of what goes in. A killed run

@@ -79,7 +79,7 @@ def run(tasks: Iterable[Task], executor: Executor, on_done: Callable[[Task], Non
     killed, the unfinished tasks are run again by fewer.
     """
     coming = iter(tasks)
-    left: dict[Future[None], Task] = {}
+    left: dict[int, Task] = {}  # what was taken and is not done
     while True:
         try:
             return _run(coming, left, executor, on_done)
@@ -93,15 +93,14 @@ def run(tasks: Iterable[Task], executor: Executor, on_done: Callable[[Task], Non
             left.clear()
 
 
-def _run(
-    coming: Iterator[Task], flying: dict[Future[None], Task], executor: Executor, on_done: Callable[[Task], None]
-) -> None:
-    """Run the tasks that come; those that are with the executor are in `flying`."""
+def _run(coming: Iterator[Task], left: dict[int, Task], executor: Executor, on_done: Callable[[Task], None]) -> None:
+    """Run the tasks that come, and note in `left` which were taken and are not done."""
     here = isinstance(executor, InThisProcess | LocalPool)
     work = functools.partial(
         perform, made_with=software.fingerprint(), flush_from=time.time() + UNFLUSHED_SECONDS if here else 0.0
     )
     made: set[Path] = set()
+    flying: dict[Future[None], Task] = {}
     at_once = 1 if isinstance(executor, InThisProcess) else IN_FLIGHT
     more = True
     try:
@@ -115,12 +114,14 @@ def _run(
                 if task.folder.parent not in made:  # here and not by workers, which would make one that nobody sees
                     task.folder.parent.mkdir(parents=True, exist_ok=True)
                     made.add(task.folder.parent)
+                left[id(task)] = task
                 flying[executor.submit(work, task)] = task
             # polars' handler of Ctrl-C does not wake a thread that waits without an end
             for future in wait(flying, 0 if task else WAIT_SECONDS, FIRST_COMPLETED).done:
                 future.result()
                 done = flying.pop(future)
                 _see(done.folder)
+                del left[id(done)]
                 on_done(done)
     finally:
         for future in flying:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,21 @@ def test_a_killed_process_is_replaced_by_fewer(tmp_path: Path, capfd: pytest.Cap
     assert len(heard) == 11
     assert not marker.exists()
     assert "going on with 1 of 3 workers" in capfd.readouterr().err
+
+
+def test_a_task_that_a_broken_pool_refuses_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool may break between two submissions: what was taken then is run again as well."""
+    submitted = itertools.count()
+
+    def submit(self: LocalPool, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        if next(submitted) == 2:
+            raise BrokenExecutor("a process was killed")
+        return InThisProcess().submit(fn, *args)
+
+    monkeypatch.setattr(LocalPool, "submit", submit)
+    monkeypatch.setattr(LocalPool, "go_on_with_fewer", lambda self: None)
+    with engines.executor("local", 2) as executor:
+        assert run_all(tasks_of(tmp_path, 5), executor) == [str(number) for number in range(5)]
 
 
 def test_when_the_last_one_is_killed_too_a_sentence_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
