@@ -34,7 +34,8 @@ SECTIONS = (
     "shards",
     "chunk_bytes",
 )
-CHUNK_BYTES = 24 << 20
+CHUNK_BYTES = (24 << 20, 96 << 20)  # the least and the most, where no pipeline says how many
+PARTS = 160  # as many parts as keep every worker busy to the end, and few enough for the slices of each bucket
 RESERVED = {*read.ALWAYS, *SET_RULES, *select.ALWAYS, *decontaminate.REASONS, *mix.REASONS, "not_selected"}
 
 
@@ -127,13 +128,14 @@ def check_build(
     for name in table:
         if name not in SECTIONS:
             raise UsageError(f'{pipeline.name}: [build] has no "{name}".{did_you_mean(name, SECTIONS)}')
-    chunk_bytes = table.get("chunk_bytes", CHUNK_BYTES)
-    if type(chunk_bytes) is not int or chunk_bytes < 1:
+    chunk_bytes = table.get("chunk_bytes")
+    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
         raise UsageError(f"{pipeline.name}: [build] chunk_bytes must be a positive number, not {chunk_bytes!r}.")
     language = _language(table, pipeline)
     candidate_filters, pair_filters = _filters(table, pipeline, language)
+    given_inputs = _inputs(table, pipeline, given, out, taken)
     return Options(
-        inputs=_inputs(table, pipeline, given, out, taken),
+        inputs=given_inputs,
         candidate_filters=candidate_filters,
         pair_filters=pair_filters,
         redact=_fixed(table, pipeline, "redact", "prefkit.pairs.redact:redact") if "redact" in table else None,
@@ -146,7 +148,7 @@ def check_build(
         balance=_fixed(table, pipeline, "balance", "prefkit.pairs.mix:balance"),
         split=_fixed(table, pipeline, "split", "prefkit.pairs.shards:split"),
         shards=_fixed(table, pipeline, "shards", "prefkit.pairs.shards:shards"),
-        chunk_bytes=chunk_bytes,
+        chunk_bytes=chunk_bytes or _chunk_bytes(given_inputs),
     )
 
 
@@ -207,6 +209,13 @@ def _decontaminate(table: dict[str, Any], pipeline: Pipeline) -> Call | None:
     call = _fixed(table, pipeline, "decontaminate", "prefkit.pairs.decontaminate:decontaminate")
     call.options["paths"] = decontaminate.files(call.options["paths"], pipeline.folder)
     return call
+
+
+def _chunk_bytes(given: Sequence[Input]) -> int:
+    """Size of a part where the pipeline says none: by that of all local files, as a remote one costs a request."""
+    local = (file for one in given for file in one.files if not file.is_remote)
+    least, most = CHUNK_BYTES
+    return min(max(sum(map(inputs.size, local)) // PARTS, least), most)
 
 
 def _filters(table: dict[str, Any], pipeline: Pipeline, language: Call | None) -> tuple[list[Call], list[Call]]:

@@ -38,7 +38,7 @@ from prefkit.resolve import Call
 
 BATCH_ROWS = 4000
 BATCH_BYTES = 32 << 20
-RUN_BYTES = 32 << 20
+RUN_BYTES = 64 << 20
 KEY_DIGITS = 16  # hexadecimal digits of a prompt's key
 
 # Rules that no pipeline can turn off: a pair needs answers that were given and rated.
