@@ -62,12 +62,22 @@ class Builder:
     def __init__(self, arguments: list[str], limit: int | None = None):
         self.events, theirs = SERVER.Pipe(duplex=False)
         self.process = SERVER.Process(target=_build, args=(arguments, theirs, limit))
-        self.process.start()
+        self._start()
         theirs.close()
         self.stage = ""
         self.began: dict[str, float] = {}
         self.code: int | None = None
         self.message = ""
+
+    def _start(self) -> None:
+        """Python's fork server ends if a client is killed while it asks for a process, as the last builder may have
+        been; a new server takes its place as soon as it is gone."""
+        for _ in range(100):
+            try:
+                return self.process.start()
+            except (ConnectionError, EOFError):
+                time.sleep(0.05)
+        raise AssertionError("no fork server")
 
     def follow(self, until: str | None = None, seconds: float = 120) -> bool:
         """Hear of stages until one begins, or for some seconds; whether the build still goes on."""
