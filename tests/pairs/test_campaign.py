@@ -39,7 +39,7 @@ FOLDERS = {
     "binarize": ["select", "sketches"],
 }
 KILLS = (*STAGES, "read", "binarize", "write", "publish")  # a build's kills, in this order
-BUILDS = 5
+MOST_BUILDS = 15
 PIPELINE = """
 [build]
 language = false
@@ -235,7 +235,9 @@ def test_killed_at_fifty_random_instants(case: Case, tmp_path: Path) -> None:
     rng = random.Random(7)
     kills: Counter[str] = Counter()
     torn: Counter[str] = Counter()
-    for number in range(BUILDS):
+    for number in range(MOST_BUILDS):  # where a kill falls is chance, so as many builds as it takes
+        if kills.total() - kills["nothing"] >= 50 and min(kills[stage] for stage in STAGES) >= 2:
+            break
         out = case.copy_old(tmp_path / f"out{number}") if number % 2 else tmp_path / f"out{number}"
         for stage in sorted(KILLS, key=STAGES.index):
             at = killed_in(case, out, stage, rng)
@@ -246,7 +248,7 @@ def test_killed_at_fifty_random_instants(case: Case, tmp_path: Path) -> None:
         case.finish(out)
         shutil.rmtree(out)
     print(f"killed in {dict(kills)}, with unfinished tasks in {dict(torn)}")
-    assert kills.total() - kills["nothing"] >= 50
+    assert kills.total() - kills["nothing"] >= 50, kills
     assert min(kills[stage] for stage in STAGES) >= 2, kills
     assert torn.total() >= 10, "some kills must tear tasks in the middle"
 
