@@ -1,4 +1,4 @@
-"""fastText's classifier by a compiled kernel: the tags and probabilities of the library, in an eighth of its time.
+"""fastText's classifier by a compiled kernel: the tags and probabilities of the library, in a fifth of its time.
 
 A text's hidden vector is the mean of the vectors of its words and of their character n-grams; labels are the leaves of
 a Huffman tree whose inner nodes each say how likely it is to go right (Joulin et al., arXiv:1607.01759 and 1612.03651).
@@ -9,7 +9,7 @@ Arithmetic is done in the library's own order and precision, so results are equa
 fuse multiplication and addition (x86-64); tests hold us to it. Models of another kind (a softmax, n-grams of words,
 a matrix that is not quantised) have no `Classifier`, and go through the library.
 
-Cost: 10 µs a text of 500 characters on one core, against 80 µs of the library.
+Cost: 15 µs a text of 320 characters on one core, against 75 µs of the library on the same texts.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def clean(out: Path, keep_work: bool) -> None:
     if not keep_work:
         done = out / ".work.done"
         (out / ".work").rename(done)
-        with ThreadPoolExecutor(REMOVERS) as removers:  # a large file takes a while, and no thread of Python's
+        with ThreadPoolExecutor(REMOVERS) as removers:  # large files take a while, in which others go on
             list(removers.map(functools.partial(shutil.rmtree, ignore_errors=True), done.glob("*/*")))
         shutil.rmtree(done)
 
