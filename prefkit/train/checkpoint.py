@@ -47,7 +47,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     It also gets the SHA-256 sums of its files.
     """
     temporary = _temporary(target)
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_by_a_crash in (temporary, _doomed(target)):
+        shutil.rmtree(left_by_a_crash, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         with files.naming(target):
@@ -195,10 +196,14 @@ def _read_rows(parts: list[Any], name: str, into: Tensor) -> None:
 
 def _remove(path: Path) -> None:
     """Delete a folder under another name, so that it never stands there half."""
-    doomed = path.with_name(f"{path.name}.old.tmp")
+    doomed = _doomed(path)
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _doomed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old.tmp")
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -127,6 +127,17 @@ def test_whole_folder_replaces_at_once(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_whole_folder_clears_what_a_kill_between_its_renames_left(tmp_path):
+    target = tmp_path / "model"
+    for name in ("model.tmp", "model.old.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("half")
+    with checkpoint.whole_folder(target) as folder:
+        (folder / "weights").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "weights").read_text() == "new"
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 @pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "optimizer.safetensors", "SHA256SUMS"])
 def test_damaged_one_is_put_aside_aloud(tmp_path, file, damage):
