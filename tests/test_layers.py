@@ -39,6 +39,11 @@ def test_what_both_share_knows_neither(name: str) -> None:
     assert not imported(PACKAGE / f"{name}.py") & SHARED_NEVER
 
 
+def test_what_pages_are_made_of_knows_neither_half() -> None:
+    for path in (PACKAGE / "page").rglob("*.py"):
+        assert not imported(path) & SHARED_NEVER, path
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from prefkit.cli import make_parser; make_parser().format_help();"

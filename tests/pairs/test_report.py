@@ -25,10 +25,10 @@ from scipy.stats import binomtest
 from prefkit import manifest
 from prefkit.cli import main
 from prefkit.config import load_pipeline
+from prefkit.page.html import tag
 from prefkit.pairs import report
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.report import figures, findings, sample
-from prefkit.pairs.report.html import tag
 from prefkit.pairs.verify import verify
 from tests.pairs.chats import build as ready_made
 from tests.pairs.chats import conversations, shards

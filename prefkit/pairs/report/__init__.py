@@ -1,8 +1,8 @@
 """`prefkit report`: report.html beside a finished data set, one file to look at the data with.
 
     figures   one pass over the shards                      findings  what the figures say
-    sample    pairs and rejects to look at                  charts    inline SVG
-    html      escaping by construction                      page      all of it in one file (page.css, page.js)
+    sample    pairs and rejects to look at                  flow      what came, went on and fell
+    page      all of it in one file (page.css, page.js), of the parts in `prefkit.page`
 
 It is made from the data set's files alone, holds no time and no path, and is the same for the same data set. It reads
 all texts once, to measure them, so it is a command of its own and not a part of the build.

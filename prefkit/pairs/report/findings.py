@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from prefkit.manifest import Manifest
+from prefkit.page.document import Finding
 from prefkit.pairs.report.figures import Figures, Share
 
 FEW = 30  # pairs of a model or a source below which nothing is said of it
 ONE_SIDED = 0.9  # a share of wins above which a model's name says the answer
 CLEAR = 0.55  # a share of longer winners from which on length bias is worth a decision
-
-
-class Finding(NamedTuple):
-    """A sentence; `look` if it asks for a decision, else it only tells."""
-
-    look: bool
-    text: str
 
 
 def findings(record: Manifest, figures: Figures) -> list[Finding]:

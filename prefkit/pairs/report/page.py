@@ -1,25 +1,19 @@
-"""The page: its sections from the figures, and all of it in one file that nothing outside can reach.
-
-Its Content-Security-Policy allows the page's own style and script, named by their SHA-256, and nothing else: no other
-script, no address to load from or to send to. Texts of the data set stand in a JSON block with every `<` escaped, and
-the script shows them with `textContent` alone.
-"""
+"""The page: its sections from the figures."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from importlib.resources import files
 from typing import Any
 
 from prefkit.manifest import Manifest
-from prefkit.pairs.report.charts import bar, flow, histogram, table, whisker
+from prefkit.page.charts import bar, histogram, table, whisker
+from prefkit.page.document import Finding, document, findings, nav, read, section
+from prefkit.page.html import Html, join, tag
 from prefkit.pairs.report.figures import HALF_OCTAVES, Figures, Share
-from prefkit.pairs.report.findings import Finding, equally_long, interval, of_stage, percent
-from prefkit.pairs.report.html import Html, join, tag
+from prefkit.pairs.report.findings import equally_long, interval, of_stage, percent
+from prefkit.pairs.report.flow import flow
 
 MOST_ROWS = 30  # of a table of sources, languages or models
+NOTE = "Brackets are 95 % intervals; pairs of one prompt count as what they are worth, since they are not independent."
 
 
 def render(
@@ -30,23 +24,10 @@ def render(
     sample: dict[str, list[dict[str, Any]]],
 ) -> str:
     """The whole HTML file."""
-    style, script = (Html((files(__package__) / name).read_text("utf-8")) for name in ("page.css", "page.js"))
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
     title = f"Data report: {record.pipeline_name}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", style),
-    )
     sections = [
-        _findings(found),
-        _section("flow", "Where the rows went", tag("p", "Each reason leads to examples of it."), flow(record.stages)),
+        findings(found, NOTE),
+        section("flow", "Where the rows went", tag("p", "Each reason leads to examples of it."), flow(record.stages)),
         _scores(record, figures),
         _lengths(figures),
         _models(figures),
@@ -60,29 +41,16 @@ def render(
     names = [("findings", "Findings"), ("flow", "Flow"), ("scores", "Scores"), ("length", "Length"),
              ("models", "Models"), ("sources", "Sources"), ("languages", "Languages"), ("duplicates", "Duplicates"),
              ("contamination", "Contamination"), ("splits", "Splits"), ("sampler", "Sample")]  # fmt: skip
-    body = tag(
-        "body",
+    return document(
+        title,
         tag("a", "To the sample", href="#sampler", class_="skip"),
         _header(record, title),
-        tag("nav", *(tag("a", name, href=f"#{at}") for at, name in names), aria_label="Sections"),
+        nav(names),
         tag("main", *sections),
-        tag("script", data_block(sample), type="application/json", id="sample-data"),
-        tag("script", script),
+        style=read(__package__, "page.css"),
+        script=read(__package__, "page.js"),
+        data=sample,
     )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def data_block(data: Any) -> Html:
-    """JSON that no text can leave: without `<`, there is neither a closing tag nor a comment in it."""
-    return Html(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _section(name: str, title: str, *children: Any) -> Html:
-    return tag("section", tag("h2", title, id=f"{name}-title"), *children, id=name, aria_labelledby=f"{name}-title")
 
 
 def _header(record: Manifest, title: str) -> Html:
@@ -96,17 +64,6 @@ def _header(record: Manifest, title: str) -> Html:
     return tag("header", tag("h1", title), tag("p", text), identity)
 
 
-def _findings(found: list[Finding]) -> Html:
-    items = [
-        tag("li", tag("strong", "Look: ") if one.look else None, one.text, class_="look" if one.look else None)
-        for one in found
-    ]
-    note = (
-        "Brackets are 95 % intervals; pairs of one prompt count as what they are worth, since they are not independent."
-    )
-    return _section("findings", "Findings", tag("ul", *items, class_="findings"), tag("p", note, class_="quiet"))
-
-
 def _bins(figures: Figures, name: str) -> dict[int, int]:
     return {int(key): sum(splits.values()) for key, splits in figures.counts[f"bin_{name}"].items() if key is not None}
 
@@ -115,7 +72,7 @@ def _scores(record: Manifest, figures: Figures) -> Html:
     sides = [(side, _bins(figures, f"{side}_score")) for side in ("chosen", "rejected")]
     tied = of_stage(record, "filter", "tied")
     ties = f"{tied:,} candidates fell because all answers left of their prompt had one score; ties become no pairs."
-    return _section(
+    return section(
         "scores",
         "Scores and margins",
         tag(
@@ -135,7 +92,7 @@ def _lengths(figures: Figures) -> Html:
     longer, equal = figures.shares["longer"]["all"], equally_long(figures)
     by_source = figures.shares["longer by source"]
     rows = [_share_row("all", longer), *(_share_row(name, one) for name, one in _first(by_source))]
-    return _section(
+    return section(
         "length",
         "Length",
         tag(
@@ -160,7 +117,7 @@ def _characters(key: int) -> str:
 
 
 def _share_row(name: str, share: Share) -> list[Any]:
-    return [name, interval(share), whisker(share), f"{share.total:,}"]
+    return [name, interval(share), whisker(share.value, share.low, share.high), f"{share.total:,}"]
 
 
 def _first(shares: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -178,18 +135,18 @@ def _left_out(rows: Any) -> Html | None:
 def _models(figures: Figures) -> Html:
     wins = figures.shares["wins"]
     if not wins:
-        return _section("models", "Models", tag("p", "The pairs name no models."))
+        return section("models", "Models", tag("p", "The pairs name no models."))
     shown = sorted(_first(wins), key=lambda item: (-item[1].value, item[0]))
     rows = [_share_row(name, share) for name, share in shown]
     caption = "Share of its pairs in which a model's answer is the chosen one"
-    return _section("models", "Models", table(["model", "wins", "", "in pairs"], rows, caption), _left_out(wins))
+    return section("models", "Models", table(["model", "wins", "", "in pairs"], rows, caption), _left_out(wins))
 
 
-def _mix(figures: Figures, name: str, section: str) -> Html:
-    title = section.capitalize()
+def _mix(figures: Figures, name: str, plural: str) -> Html:
+    title = plural.capitalize()
     counts = figures.counts[name]
     if set(counts) == {None}:
-        return _section(section, title, tag("p", "Not tagged."))
+        return section(plural, title, tag("p", "Not tagged."))
     total = {split: sum(splits[split] for splits in counts.values()) for split in ("train", "test")}
     everything = sum(total.values())
     order = sorted(counts, key=lambda key: (-sum(counts[key].values()), str(key)))
@@ -199,21 +156,21 @@ def _mix(figures: Figures, name: str, section: str) -> Html:
         part = sum(of.values()) / everything
         rows.append(["none" if key is None else key, f"{sum(of.values()):,}", percent(part), bar(part)])
         rows[-1] += [percent(of[split] / total[split]) if total[split] else "–" for split in ("train", "test")]
-    head = [section[:-1], "pairs", "share", "", "of train", "of test"]
-    return _section(section, title, table(head, rows, f"{title} of pairs"), _left_out(order))
+    head = [plural[:-1], "pairs", "share", "", "of train", "of test"]
+    return section(plural, title, table(head, rows, f"{title} of pairs"), _left_out(order))
 
 
 def _duplicates(record: Manifest, figures: Figures, prompts: dict[str, str]) -> Html:
     exact, near = (of_stage(record, "dedupe", reason) for reason in ("exact_duplicate", "near_duplicate"))
     text = tag("p", f"{exact:,} candidates fell as exact and {near:,} as near-duplicates.")
     if not figures.clusters:
-        return _section("duplicates", "Near-duplicates", text)
+        return section("duplicates", "Near-duplicates", text)
     rows = [
         [tag("span", _short(prompts.get(cluster, f"{cluster} (no pair is left of it)")), class_="prompt"), f"{count:,}"]
         for cluster, count in figures.clusters
     ]
     caption = "The largest clusters: rows that fell as near-duplicates of a prompt"
-    return _section("duplicates", "Near-duplicates", text, table(["prompt", "rows"], rows, caption))
+    return section("duplicates", "Near-duplicates", text, table(["prompt", "rows"], rows, caption))
 
 
 def _short(text: str, longest: int = 160) -> str:
@@ -223,11 +180,11 @@ def _short(text: str, longest: int = 160) -> str:
 def _contamination(record: Manifest, figures: Figures) -> Html:
     title = "Contamination"
     if not record.options["decontaminate"]:
-        return _section("contamination", title, tag("p", "Nothing was compared with evaluation prompts."))
+        return section("contamination", title, tag("p", "Nothing was compared with evaluation prompts."))
     text = tag("p", f"{of_stage(record, 'decontaminate'):,} candidates fell because of evaluation prompts in theirs.")
     rows = [[item, f"{count:,}"] for item, count in figures.hits]
     caption = "Evaluation items that were met most"
-    return _section("contamination", title, text, table(["item", "candidates"], rows, caption) if rows else None)
+    return section("contamination", title, text, table(["item", "candidates"], rows, caption) if rows else None)
 
 
 def _splits(record: Manifest, figures: Figures) -> Html:
@@ -240,7 +197,7 @@ def _splits(record: Manifest, figures: Figures) -> Html:
         ["chosen is longer", *(interval(longer[split]) for split in splits)],
     ]
     near = "Near-duplicate prompts never stand on both sides; sources and languages of both stand in their tables."
-    return _section(
+    return section(
         "splits", "Train and test", table(["of the split", *splits], rows, "Balance of the splits"), tag("p", near)
     )
 
@@ -272,7 +229,7 @@ def _sampler() -> Html:
     does = {"j": "next, ", "k": "previous, ", "/": "search, ", "p": "pairs, ", "r": "rejects."}
     keys = [join(tag("kbd", key), f" {what}") for key, what in does.items()]
     hint = tag("p", "A fixed random sample. Keys: ", *keys)
-    return _section(
+    return section(
         "sampler",
         "Sample",
         hint,

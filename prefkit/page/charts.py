@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from prefkit.manifest import StageReport
-from prefkit.pairs.report.figures import Share
-from prefkit.pairs.report.html import Html, join, tag
+from prefkit.page.html import Html, tag
 
 WIDTH, HEIGHT, FOOT = 480, 190, 28  # of a histogram, in the units of its SVG
 TICKS = 6
@@ -43,13 +41,14 @@ def histogram(title: str, series: Sequence[tuple[str, Bins]], label: Callable[[i
     drawn = tag(
         "svg", *bars, foot, *ticks, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}: histogram"
     )
-    legend = tag("p", *(_key(number, name) for number, (name, _) in enumerate(series)), class_="legend")
+    legend = tag("p", *(key(number, name) for number, (name, _) in enumerate(series)), class_="legend")
     rows = [[label(key), *(f"{bins.get(key, 0):,}" for _, bins in series)] for key in keys]
     behind = tag("details", tag("summary", "Numbers"), table([of, *(name for name, _ in series)], rows))
     return tag("figure", tag("figcaption", title), legend if len(series) > 1 else None, drawn, behind)
 
 
-def _key(number: int, name: str) -> Html:
+def key(number: int, name: str) -> Html:
+    """An entry of a legend: a square in the colour of a series, and its name."""
     square = tag("rect", width=10, height=10, class_=f"series-{number}")
     return tag("span", tag("svg", square, viewBox="0 0 10 10", class_="key", aria_hidden="true"), f" {name} ")
 
@@ -79,7 +78,7 @@ def bar(value: float) -> Html:
     return tag("svg", back, drawn, viewBox="0 0 100 10", class_="bar", aria_hidden="true", preserveAspectRatio="none")
 
 
-def whisker(share: Share) -> Html:
+def whisker(value: float, low: float, high: float) -> Html:
     """A share with its interval, on a line from 0 to 1 with a mark at one half."""
     return tag(
         "svg",
@@ -87,48 +86,8 @@ def whisker(share: Share) -> Html:
         tag("line", x1=50, x2=50, y1=0, y2=10, class_="half"),
         tag(
             "rect", class_="series-0 spread", y=3, height=4,
-            x=f"{100 * share.low:.1f}", width=f"{max(0.8, 100 * (share.high - share.low)):.1f}",
+            x=f"{100 * low:.1f}", width=f"{max(0.8, 100 * (high - low)):.1f}",
         ),
-        tag("rect", class_="series-0", x=f"{max(0.0, 100 * share.value - 0.8):.1f}", width=1.6, height=10),
+        tag("rect", class_="series-0", x=f"{max(0.0, 100 * value - 0.8):.1f}", width=1.6, height=10),
         viewBox="0 0 100 10", class_="bar", aria_hidden="true", preserveAspectRatio="none",
     )  # fmt: skip
-
-
-def flow(stages: Sequence[StageReport]) -> Html:
-    """What came into each stage, as a bar: what went on, and a band for each reason, which leads to examples of it."""
-    return tag("ol", *(_stage(stage, stages) for stage in stages), class_="flow")
-
-
-def _stage(stage: StageReport, stages: Sequence[StageReport]) -> Html:
-    most = max([1, *(one.came_in for one in stages if one.unit == stage.unit)])
-    scale = 1000 / most
-    reasons = sorted(stage.rejected.items(), key=lambda item: (-item[1], item[0]))
-    bands, at = [], stage.went_out * scale
-    for number, (reason, count) in enumerate(reasons):
-        band = tag(
-            "rect",
-            tag("title", f"{reason}: {count:,}"),
-            class_=f"fell-{number % 2}",
-            x=f"{at:.1f}",
-            width=f"{count * scale:.1f}",
-            height=26,
-        )
-        bands.append(_to_examples(stage, reason, band, tabindex=-1))
-        at += count * scale
-    kept = tag("rect", class_="series-0", width=f"{stage.went_out * scale:.1f}", height=26)
-    drawn = tag(
-        "svg", kept, *bands, viewBox="0 0 1000 26", class_="flow-bar", preserveAspectRatio="none", aria_hidden="true"
-    )
-    links = [tag("li", _to_examples(stage, reason, reason, tag("b", f" {count:,}"))) for reason, count in reasons]
-    return tag(
-        "li",
-        tag("h3", f"{stage.stage} ", tag("small", f"{stage.came_in:,} {stage.unit} in, {stage.went_out:,} out")),
-        drawn,
-        tag("ul", *links, class_="reasons") if links else tag("p", "Nothing fell.", class_="quiet"),
-    )
-
-
-def _to_examples(stage: StageReport, reason: str, *children: Any, **attributes: Any) -> Html:
-    if stage.unit == "pairs":  # a lost pair has no row of its own in REJECTS; its candidates have
-        return join(*children)
-    return tag("a", *children, href="#sampler", data_reason=f"{stage.stage}: {reason}", **attributes)
