@@ -83,7 +83,7 @@ def _add_data(parser: argparse.ArgumentParser, text: str = "a data set that buil
 def _place(name: str) -> Path | str:
     from prefkit import urls
 
-    return name if urls.is_url(name) else Path(name)
+    return urls.place(name)
 
 
 def _train(given: argparse.Namespace) -> int:

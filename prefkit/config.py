@@ -45,12 +45,16 @@ def shipped_pipelines() -> list[str]:
     return sorted(path.stem for path in shipped("pipelines").glob("*.toml"))
 
 
-def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
-    """Read a pipeline file and apply `--set key.path=value` overrides.
+def load_pipeline(name_or_path: Pipeline | str | Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read a pipeline file, or a shipped one by its name, and apply `--set key.path=value` overrides.
 
-    Raises UsageError, naming file and line or option, for a missing file, broken TOML or an unknown section.
+    One that is loaded already is returned as it is, so that functions may take either. Raises UsageError, naming file
+    and line or option, for a missing file, broken TOML or an unknown section.
     """
-    path = _find(name_or_path)
+    if isinstance(name_or_path, Pipeline):
+        assert not overrides, "they belong to the call that loaded it"
+        return name_or_path
+    path = _find(str(name_or_path))
     try:
         text = path.read_text(encoding="utf-8-sig")
         table = tomllib.loads(text)

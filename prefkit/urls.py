@@ -22,6 +22,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prefkit.errors import DataError, PrefkitError, UsageError
@@ -47,6 +48,11 @@ T = TypeVar("T")
 def is_url(name: str) -> bool:
     """Whether an input or output is given by URL, not by path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
+def place(name: str | Path) -> Path | str:
+    """A path, or a URL, by what the name looks like."""
+    return name if isinstance(name, str) and is_url(name) else Path(name)
 
 
 def shown(url: str) -> str:

@@ -21,7 +21,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from prefkit import manifest
-from prefkit.config import Pipeline
+from prefkit.config import Pipeline, load_pipeline
 from prefkit.manifest import Manifest
 from prefkit.pairs import engines, extend, publish, remote
 from prefkit.pairs.engine import Task, run
@@ -32,8 +32,8 @@ from prefkit.progress import Stages
 
 
 def build_pairs(
-    pipeline: Pipeline,
-    out: Path,
+    pipeline: Pipeline | str | Path,
+    out: Path | str,
     *,
     given: Sequence[str] = (),
     workers: int | None = None,
@@ -48,13 +48,15 @@ def build_pairs(
 ) -> Manifest:
     """Build the data set that `pipeline` describes into the folder `out`, and return its manifest.
 
-    `given` files take the place of those in the pipeline; `limit` reads only the first rows of each. A finished data
-    set of the same inputs and options is left as it is; of others, it is replaced only with `overwrite`. `keep_work`
-    keeps the finished steps for the next build. `engine`, `workers` and `address` say where the tasks run (see
-    `engines.executor`). With `onto`, a finished data set, the result is that one with these
-    files added to it (see `extend`). With `upload_to`, a URL, the result is put there as well, under the same rules,
-    and `out` is no more than where it is made. Raises UsageError or DataError.
+    `pipeline` is a loaded one, a pipeline file, or the name of a shipped one. `given` files take the place of those in
+    the pipeline; `limit` reads only the first rows of each. A finished data set of the same inputs and options is left
+    as it is; of others, it is replaced only with `overwrite`. `keep_work` keeps the finished steps for the next build.
+    `engine`, `workers` and `address` say where the tasks run (see `engines.executor`): without them, in this process.
+    With `onto`, a finished data set, the result is that one with these files added to it (see `extend`). With
+    `upload_to`, a URL, the result is put there as well, under the same rules, and `out` is no more than where it is
+    made. Raises UsageError or DataError.
     """
+    pipeline, out = load_pipeline(pipeline), Path(out)
     before = extend.open_before(onto, out)
     options = check_build(pipeline, given, out, before.known.files)
     stages = progress or Stages(live=False)

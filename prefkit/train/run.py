@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from prefkit import __version__, resolve
-from prefkit.config import Pipeline
+from prefkit import __version__, resolve, urls
+from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.train import (
@@ -65,10 +65,10 @@ FINISH_AGAIN = "Delete the phase's phase.json and the folders of the phases afte
 
 
 def train(
-    pipeline: Pipeline,
+    pipeline: Pipeline | str | Path,
     *,
     data: Path | str,
-    out: Path,
+    out: Path | str,
     model: str | None = None,
     cache: Path | None = None,
     shard_cache: float = shards.KEPT_GIGABYTES,
@@ -79,10 +79,12 @@ def train(
 ) -> dict[str, Any]:
     """Run all phases of a pipeline file on a data set; returns the path of the model and what each phase reports.
 
-    `data` is a folder or a URL; of the latter, up to `shard_cache` gigabytes of shards are kept in the cache. `model`
-    replaces the pipeline's; `max_steps` bounds every phase; `log_to` names sinks (`prefkit.train.sinks`). Raises
-    KeyboardInterrupt after a checkpoint if the user interrupts, and PrefkitError for what the user can mend.
+    `pipeline` is a loaded one, a pipeline file, or the name of a shipped one. `data` is a folder or a URL; of the
+    latter, up to `shard_cache` gigabytes of shards are kept in the cache. `model` replaces the pipeline's; `max_steps`
+    bounds every phase; `log_to` names sinks (`prefkit.train.sinks`). Raises KeyboardInterrupt after a checkpoint if the
+    user interrupts, and PrefkitError for what the user can mend.
     """
+    pipeline, data, out = load_pipeline(pipeline), urls.place(data), Path(out)
     sinks.need(log_to)
     options = check(pipeline, model=model)
     manifest = shards.manifest_of(data)
