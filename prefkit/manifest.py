@@ -85,7 +85,7 @@ class Manifest:
     """The whole record. `options` are the checked options with all defaults filled in, `pipeline` the file verbatim.
 
     Inputs, stages and files are those of all `generations` and of the build that was added to them last, whose
-    pipeline, options and versions these are.
+    pipeline, options and versions these are. `remarks` are sentences that the counts of `stages` do not tell.
     """
 
     pipeline_name: str
@@ -99,6 +99,7 @@ class Manifest:
     sketching: str = ""  # see `pairs.extend.fingerprint`
     sketches: list[SketchFile] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)  # the first comes first
+    remarks: list[str] = field(default_factory=list)
     format: int = field(default=FORMAT)
 
     def of_split(self, split: str) -> list[Shard]:

@@ -6,7 +6,8 @@
 
 A part is a slice of a raw file, a bucket a range of prompt ids: between the two, rows of equal prompts come together.
 Raw files are hashed and cut into parts while their first parts are being read.
-Quotas over all pairs, where a pipeline sets any, come between select and write (see `mix`).
+Flagged pairs fall, and quotas over all pairs are met, between select and write, where a pipeline asks for either (see
+`exclude` and `mix`).
 
 Every step is tasks from files to files under OUT/.work (see `engine`), named by the hash of what goes in. A killed run
 goes on from its finished tasks; a changed option redoes the steps from there on and no earlier one. The finished files
@@ -81,8 +82,9 @@ def build_pairs(
         united = steps.unite(buckets)
         clusters = steps.cluster(united)
         selected, sketches = steps.select(buckets, united, clusters)
+        selected, remarks = steps.exclude(selected)
         selected = steps.mix(selected)
-        record = publish.account(plan(), sources, read, selected, before)
+        record = publish.account(plan(), sources, read, selected, before, remarks)
         files = steps.write(read, selected)
         record = publish.publish(out, record, files, sketches, before)
         publish.clean(out, keep_work)

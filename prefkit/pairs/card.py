@@ -37,6 +37,7 @@ def dataset_card(record: Manifest) -> str:
         "",
         "Every rejected row and candidate stands in `rejects/`, with its reason.",
         "",
+        *(line for remark in record.remarks for line in (_plain(remark), "")),
         "`sketches/` serves `prefkit build-pairs --onto` alone; a copy of the data set needs it only to be added to.",
         "",
         "## How it was made",
@@ -72,6 +73,8 @@ def _functions(record: Manifest) -> list[str]:
             f"{name} = {value!r}" for name, value in row.items() if name != "use" and value is not None
         )
         described.append(f"`{row['use'].rpartition(':')[2]}`: {summary(load(row['use']))} {_plain(f'({settings})')}")
+    if excluded := options["exclude"]:
+        described.append(f"`exclude`: Leave out the pairs that a person flagged. {_plain(f'(flags = {excluded!r})')}")
     return described
 
 

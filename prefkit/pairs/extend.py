@@ -34,7 +34,7 @@ import polars as pl
 from prefkit import manifest
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Generation, Manifest
-from prefkit.pairs import dedupe
+from prefkit.pairs import dedupe, exclude
 from prefkit.pairs.options import Options
 from prefkit.pairs.records import Message
 from prefkit.pairs.text import identity
@@ -118,7 +118,8 @@ def damaged(folder: Path, record: Manifest) -> Iterator[str]:
 
 
 def check(before: Before, options: Options, sources: Sequence[Source] = ()) -> None:
-    """UsageError where the new files are old, or would be compared or split in another way than the old ones were."""
+    """UsageError where the new files are old, or would be compared or split in another way than the old ones were, or
+    where old pairs are flagged."""
     if before.record is None:
         return
     if options.dedupe.options["scope"] != "prompt":
@@ -126,6 +127,8 @@ def check(before: Before, options: Options, sources: Sequence[Source] = ()) -> N
             f"--onto {before.folder}: answers of a data set before cannot be looked up; "
             'set [build.dedupe] scope = "prompt".'
         )
+    if options.exclude:
+        exclude.refuse_standing(before.folder, before.record, options.exclude)
     there, here = before.record.options, json.loads(json.dumps(options.shown()))
     for section in ("dedupe", "split"):
         for name in sorted(there[section].keys() | here[section].keys()):

@@ -28,11 +28,10 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import Field, FiniteFloat
 
-from prefkit import schema
 from prefkit.errors import DataError
-from prefkit.pairs import tables
+from prefkit.pairs import select, tables
 from prefkit.pairs.engine import RunTasks, Task, key
-from prefkit.pairs.select import PART_PAIRS, save, scrambled, unpaired
+from prefkit.pairs.select import PART_PAIRS, scrambled
 from prefkit.pairs.text import uniform
 
 REASONS = ("cap", "mix_weight", "length_balance")
@@ -184,33 +183,12 @@ def trim_bucket(folder: Path, bucket: Path, quotas: Path, seed: int) -> None:
     marks = _marks(bucket, seed)
     left = np.ones(len(pairs), np.bool_)
     took = np.full(len(pairs), len(cuts))  # the number of the cut that took each pair; the last: none
-    lost = dict.fromkeys(REASONS, 0)
     for number, cut in enumerate(cuts):
         gone = _fallen(cut, marks, left)
         left &= ~gone
         took[gone] = number
-        lost[cut.reason] += int(np.count_nonzero(gone))
     fates = pl.DataFrame(
         {"lost": [*(cut.reason for cut in cuts), None], "detail": [*(cut.detail for cut in cuts), None]},
         schema={"lost": pl.String, "detail": pl.String},
     )
-    rejects = tables.read_whole(bucket / "rejects.arrow", schema.REJECTS)
-    fallen = unpaired(_candidates(pairs), pairs.hstack(fates[took]))
-    earlier = json.loads((bucket / "counts.json").read_text())["lost_pairs"]
-    save(folder, pairs.filter(left), pl.concat([rejects, fallen]), earlier | lost)
-
-
-def _candidates(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Each candidate of some pairs once."""
-    sides = [
-        pairs.select(
-            "prompt_id",
-            "cluster_id",
-            candidate=number,
-            origin_file=f"{side}_file",
-            origin_row=f"{side}_row",
-            completion_index=f"{side}_index",
-        )
-        for side, number in (("chosen", "better"), ("rejected", "worse"))
-    ]
-    return pl.concat(sides).unique("candidate", keep="first", maintain_order=True)
+    select.trim(folder, bucket, pairs, fates[took], REASONS)

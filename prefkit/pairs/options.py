@@ -15,7 +15,8 @@ from prefkit import config, schema
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.manifest import file_sha256
-from prefkit.pairs import decontaminate, inputs, mix, read, select, tables
+from prefkit.pairs import decontaminate, exclude, inputs, mix, read, select, tables
+from prefkit.pairs.exclude import Excluded
 from prefkit.pairs.inputs import RawFile
 from prefkit.pairs.language import SHIPPED, model_path
 from prefkit.pairs.unite import SET_RULES
@@ -29,6 +30,7 @@ SECTIONS = (
     "decontaminate",
     "dedupe",
     "binarize",
+    "exclude",
     "balance",
     "split",
     "shards",
@@ -36,7 +38,15 @@ SECTIONS = (
 )
 CHUNK_BYTES = (24 << 20, 96 << 20)  # the least and the most, where no pipeline says how many
 PARTS = 160  # as many parts as keep every worker busy to the end, and few enough for the slices of each bucket
-RESERVED = {*read.ALWAYS, *SET_RULES, *select.ALWAYS, *decontaminate.REASONS, *mix.REASONS, "not_selected"}
+RESERVED = {
+    *read.ALWAYS,
+    *SET_RULES,
+    *select.ALWAYS,
+    *decontaminate.REASONS,
+    *exclude.REASONS,
+    *mix.REASONS,
+    "not_selected",
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Options:
     decontaminate: Call | None
     dedupe: Call
     binarize: Call
+    exclude: Excluded | None
     balance: Call
     split: Call
     shards: Call
@@ -81,6 +92,7 @@ class Options:
             "redact": row(self.redact) if self.redact else False,
             "language": language,
             "decontaminate": self.evaluation(),
+            "exclude": self.exclude.files if self.exclude else False,
             **{name: row(getattr(self, name)) for name in ("dedupe", "binarize", "balance", "split", "shards")},
         }
 
@@ -145,6 +157,9 @@ def check_build(
         binarize=_used(
             table.get("binarize", {"use": "best_vs_worst"}), "prefkit.pairs.binarize", "[build.binarize]", pipeline
         ),
+        exclude=exclude.read(table["exclude"], pipeline.folder, f"{pipeline.name}: [build] exclude")
+        if "exclude" in table
+        else None,
         balance=_fixed(table, pipeline, "balance", "prefkit.pairs.mix:balance"),
         split=_fixed(table, pipeline, "split", "prefkit.pairs.shards:split"),
         shards=_fixed(table, pipeline, "shards", "prefkit.pairs.shards:shards"),

@@ -177,10 +177,15 @@ def counts(folder: Path) -> Any:
 
 
 def account(
-    planned: Manifest, sources: Sequence[Source], read: Sequence[Path], selected: Sequence[Path], before: Before
+    planned: Manifest,
+    sources: Sequence[Source],
+    read: Sequence[Path],
+    selected: Sequence[Path],
+    before: Before,
+    remarks: Sequence[str],
 ) -> Manifest:
-    """Add what happened to every row and candidate, also before. DataError where nothing is left, with the main
-    reasons."""
+    """Add what happened to every row and candidate, also before, and remarks. DataError where nothing is left, with the
+    main reasons."""
     reads, selects = [counts(folder) for folder in read], [counts(folder) for folder in selected]
     fallen: Counter[tuple[str, bool, str]] = Counter()
     for part in [*reads, *selects]:
@@ -220,7 +225,8 @@ def account(
         raise DataError(
             f"no pairs left of {rows:,} rows. Most fell to: {', '.join(main) or 'nothing; the input is empty'}."
         )
-    return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages)
+    said = [*(before.record.remarks if before.record else []), *remarks]
+    return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages, remarks=said)
 
 
 def _rows_of_files(planned: Manifest, sources: Sequence[Source], reads: Sequence[Any]) -> list[InputFile]:

@@ -125,6 +125,35 @@ def save(folder: Path, pairs: pl.DataFrame, rejects: pl.DataFrame, lost: Mapping
     (folder / "counts.json").write_text(json.dumps(counts | {"by_reason": tables.count_reasons(rejects)}))
 
 
+def trim(folder: Path, bucket: Path, pairs: pl.DataFrame, fates: pl.DataFrame, reasons: Sequence[str]) -> None:
+    """Write a bucket, of which these are the pairs, anew into `folder`, without those that a later rule takes.
+
+    `fates` has of each pair why it is `lost` (one of `reasons`; null: it stays) and the `detail`. Candidates that are
+    then in no pair go to the rejects.
+    """
+    rejects = tables.read_whole(bucket / "rejects.arrow", schema.REJECTS)
+    fallen = unpaired(_candidates(pairs), pairs.hstack(fates))
+    lost = json.loads((bucket / "counts.json").read_text())["lost_pairs"]
+    lost |= {reason: int((fates["lost"] == reason).sum()) for reason in reasons}
+    save(folder, pairs.filter(fates["lost"].is_null()), pl.concat([rejects, fallen]), lost)
+
+
+def _candidates(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Each candidate of some pairs once."""
+    sides = [
+        pairs.select(
+            "prompt_id",
+            "cluster_id",
+            candidate=number,
+            origin_file=f"{side}_file",
+            origin_row=f"{side}_row",
+            completion_index=f"{side}_index",
+        )
+        for side, number in (("chosen", "better"), ("rejected", "worse"))
+    ]
+    return pl.concat(sides).unique("candidate", keep="first", maintain_order=True)
+
+
 def _neighbours(bucket: int, among: Neighbours, how: Pairing) -> pl.DataFrame:
     """Of each distinct prompt of the bucket: prompt_id, cluster_id, and for a near-duplicate its twin, the similarity,
     and whether it is `torn`: its cluster joins old ones of both sides of the split."""

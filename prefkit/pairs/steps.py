@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prefkit.pairs import bucket, dedupe, extend, inputs, mix, publish, software
+from prefkit.pairs import bucket, dedupe, exclude, extend, inputs, mix, publish, software
 from prefkit.pairs.answers import Twins, sketch_answers
 from prefkit.pairs.bucket import Bucket, ReadPart
 from prefkit.pairs.decode import reads_whole_files
@@ -199,6 +199,13 @@ class Steps:
         sketches = self.sketches(united, clusters)
         self.run("binarize", [sketches, *tasks])
         return [task.folder for task in tasks], sketches.folder
+
+    def exclude(self, selected: list[Path]) -> tuple[list[Path], list[str]]:
+        """Pairs -> those that nobody flagged, where there are flags; and what is to be said of these."""
+        if self.options.exclude is None:
+            return selected, []
+        left = exclude.leave_out(selected, self.options.exclude, self.work, self.run)
+        return left, exclude.remarks(left, self.options.exclude)
 
     def mix(self, selected: list[Path]) -> list[Path]:
         """Pairs -> those within the quotas, where there are any."""

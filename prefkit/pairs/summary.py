@@ -55,6 +55,8 @@ def print_record(record: Manifest, out: str | Path, seconds: float, console: Con
                 f"{stage.went_out:,}" if first else "",
             )
     console.print(table)
+    for remark in record.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
     train, test = record.rows("train"), record.rows("test")
     if record.generations:
         files = [shard for shard in record.shards[: record.generations[-1].shards] if shard.split != "rejects"]
