@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import prefkit
-from prefkit import cli_pairs, cli_train
+from prefkit import cli_begin, cli_pairs, cli_train
 from prefkit.arguments import fail
 from prefkit.errors import PrefkitError
 
@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"prefkit {prefkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    cli_begin.add_commands(commands)
     cli_pairs.add_commands(commands)
     cli_train.add_commands(commands)
     return parser

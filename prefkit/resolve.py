@@ -89,7 +89,7 @@ def find(name: str, home: str, where: str) -> str:
         return name
     if home.endswith("."):
         package = importlib.import_module(home.rstrip("."))
-        known = _modules_of(package)
+        known = modules_of(package)
     else:
         known = functions_of(importlib.import_module(home))
     if name not in known:
@@ -97,7 +97,8 @@ def find(name: str, home: str, where: str) -> str:
     return f"{home}{name}:{name}" if home.endswith(".") else f"{home}:{name}"
 
 
-def _modules_of(package: Any) -> list[str]:
+def modules_of(package: Any) -> list[str]:
+    """Names of the public modules of a package."""
     import pkgutil
 
     return [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]

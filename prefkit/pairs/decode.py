@@ -7,6 +7,7 @@ other).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,6 +61,16 @@ def decode(rows: Iterable[RawRow], source: Call, file: str) -> Iterator[Decoded]
             yield Decoded(row, (), bad)
         except Exception as error:
             raise _blamed(source, file, row.number, error) from error
+
+
+def tables_of(rows: Iterable[RawRow]) -> list[dict[str, Any]]:
+    """The columns of those rows that are objects."""
+    parse = _parser(dict[str, Any])
+    found = []
+    for row in rows:
+        with contextlib.suppress(BadRow):
+            found.append(parse(row))
+    return found
 
 
 def _whole(

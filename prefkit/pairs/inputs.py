@@ -41,7 +41,20 @@ from prefkit.pairs.parts import (
     state,
 )
 
-__all__ = ["Index", "Indexed", "Part", "RawFile", "RawRow", "expand", "index", "name_files", "rows", "size", "whole"]
+__all__ = [
+    "Index",
+    "Indexed",
+    "Part",
+    "RawFile",
+    "RawRow",
+    "expand",
+    "first_rows",
+    "index",
+    "name_files",
+    "rows",
+    "size",
+    "whole",
+]
 
 TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (*TEXTS, ".parquet")
@@ -148,6 +161,21 @@ def name_files(groups: Sequence[Sequence[Place]], taken: Sequence[str] = ()) -> 
                 f"{min(names & used)}: the data set has rows of a file of this name; give this one another."
             )
     return [[RawFile(str(place), "/".join(_components(place)[-parts:])) for place in group] for group in groups]
+
+
+def first_rows(file: RawFile, count: int) -> list[RawRow]:
+    """The first rows of a file, without reading the rest. Raises DataError where it cannot be read."""
+    try:
+        if file.has_suffix(".parquet"):
+            part = Part(file, "parquet", 0, min(1, parquet(file).metadata.num_row_groups), 1, 0)
+        elif file.has_suffix(".csv", ".tsv"):
+            part = Part(file, "csv", 0, None, 1, 0)
+        else:
+            begin = _array_start(file)
+            part = Part(file, "lines" if begin is None else "array", begin or 0, None, 1, 0)
+        return list(itertools.islice(rows(part), count))
+    except OSError as error:
+        raise DataError(f"{file.shown}: cannot be read ({error.strerror or error}).") from error
 
 
 def size(file: RawFile) -> int:

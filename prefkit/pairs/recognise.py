@@ -1,0 +1,183 @@
+"""The first rows of a raw file -> the source that reads them, and why: what `prefkit init` goes by.
+
+Nothing is decided by names alone. Every source is tried on the rows by its own decoder, as a build would do it, and
+counts the rows that give an answer with a score. Formats of known data sets require columns that nobody else has, so
+at most a few sources read any row at all; the three sources for any table (`pairs`, `unpaired`, `ratings`) are tried
+with the columns that go by a usual name. A source of a known data set goes before those. Where two columns would do
+equally well, or none, that is said, and which option decides it: a guess that builds the wrong pairs would cost more
+than a question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import islice
+from typing import Any, NamedTuple
+
+from prefkit import resolve
+from prefkit.errors import UsageError, did_you_mean
+from prefkit.pairs import inputs, names, sources
+from prefkit.pairs.decode import Decoded, decode, tables_of
+from prefkit.pairs.inputs import RawFile, RawRow
+
+ROWS = 200  # of each file that are looked at
+FILES = 20  # that are looked at
+
+# Formats that a table of one's own may have by accident: they are taken for it only with one of these columns.
+MARKS = {
+    "helpsteer2": {"verbosity"},
+    "orca_dpo_pairs": {"system", "generations", "in_gsm8k_train"},
+    "reward_bench": {"subset", "num_correct"},
+}
+ANY_TABLE = ("pairs", "unpaired", "ratings")
+HOME = "prefkit.pairs.sources."
+MAPPINGS = 200  # of columns that are tried at most
+
+
+class Reading(NamedTuple):
+    """How a source reads the first rows: `used` of `rows` give answers with a score, the others fall as `fallen`."""
+
+    source: str
+    options: dict[str, Any]
+    used: int
+    rows: int
+    fallen: Counter[str]
+
+    @property
+    def reasons(self) -> str:
+        """The most frequent reasons why rows fall, with their numbers."""
+        return ", ".join(f"{reason} {count}" for reason, count in self.fallen.most_common(3))
+
+    @property
+    def summary(self) -> str:
+        """One sentence with the numbers."""
+        rest = f"; the others would be rejected ({self.reasons})" if self.fallen else ""
+        return f"{self.used} of the first {self.rows} rows read as {self.source}{rest}"
+
+
+class Unclear(UsageError):
+    """Several columns could be the value of `option`; a person may choose one of `choices`."""
+
+    def __init__(self, message: str, option: str, choices: Sequence[str]) -> None:
+        super().__init__(message)
+        self.option = option
+        self.choices = choices
+
+
+def recognise(files: Sequence[RawFile], source: str | None, options: Mapping[str, Any]) -> Reading:
+    """The source of some files, from the first rows of the first ones; `source` and `options` are what is known.
+
+    Options without a source name columns, which formats of known data sets have by definition; so these are not tried.
+    Raises UsageError where nothing reads the rows, or the files are of different formats; Unclear where a column must
+    be chosen.
+    """
+    readings = {file.name: of_rows(inputs.first_rows(file, ROWS), file, source, options) for file in files[:FILES]}
+    first, *others = readings.items()
+    for name, reading in others:
+        if (reading.source, reading.options) != (first[1].source, first[1].options):
+            raise UsageError(
+                f"{first[0]} reads as {first[1].source}, {name} as {reading.source}, or by other columns: give init "
+                "the files of one format at a time. If they belong together, put both [[build.inputs]] into one file."
+            )
+    falls = sum((reading.fallen for reading in readings.values()), Counter[str]())
+    used, rows = (sum(column) for column in zip(*((r.used, r.rows) for r in readings.values()), strict=True))
+    return Reading(first[1].source, first[1].options, used, rows, falls)
+
+
+def of_rows(rows: Iterable[RawRow], file: RawFile, source: str | None, options: Mapping[str, Any]) -> Reading:
+    """The best reading of the rows of one file."""
+    rows = list(rows)
+    tables = tables_of(rows)
+    if not tables:
+        what = "no row that is an object with columns" if rows else "no rows"
+        raise UsageError(f"{file.shown}: {what} among the first {ROWS}, so there is nothing to recognise.")
+    found = dict.fromkeys(name for table in tables for name in table)
+    fallen = ""
+    for group in [[source]] if source else _candidates(found.keys(), options):
+        tried = [reading for name in group for reading in _readings(rows, file, name, tables, options)]
+        best = max(tried, key=lambda reading: reading.used, default=None)  # of equal ones the first
+        if best is not None and best.used:
+            return best
+        fallen = best.reasons if best else "no columns of the usual names"
+    raise UsageError(_nothing(file, found, source, fallen))
+
+
+def _candidates(columns: Set[str], options: Mapping[str, Any]) -> list[list[str]]:
+    """The sources to try, in groups of which the first that reads anything is taken."""
+    taken = {name: resolve.options_of(resolve.load(f"{HOME}{name}:{name}")).keys() for name in ANY_TABLE}
+    for option in options:
+        if not any(option in names for names in taken.values()):
+            hint = did_you_mean(option, {name for names in taken.values() for name in names})
+            raise UsageError(f'--option: no source for any table has "{option}".{hint}')
+    known = [name for name in resolve.modules_of(sources) if name not in ANY_TABLE]
+    known = [name for name in known if name not in MARKS or MARKS[name] & columns]
+    return [*([] if options else [known]), *([name] for name in ANY_TABLE if options.keys() <= taken[name])]
+
+
+def _readings(
+    rows: Sequence[RawRow],
+    file: RawFile,
+    source: str,
+    tables: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+) -> Iterator[Reading]:
+    """What a source makes of rows, under each mapping of columns if it takes any table."""
+    if source not in ANY_TABLE:
+        yield _read(rows, file, source, options)
+        return
+    for mapping in islice(_mappings(source, tables, options), MAPPINGS):
+        yield _read(rows, file, source, mapping)
+
+
+def _read(rows: Sequence[RawRow], file: RawFile, source: str, options: Mapping[str, Any]) -> Reading:
+    """What a source makes of rows; UsageError if it has no such option."""
+    call = resolve.check(resolve.find(source, HOME, "--source"), options, f"--option for {source}")
+    fallen: Counter[str] = Counter()
+    used = 0
+    for decoded in decode(rows, call, file.name):
+        reasons = _faults(decoded)
+        used += not reasons
+        fallen.update(reasons[:1])
+    return Reading(source, dict(options), used, len(rows), fallen)
+
+
+def _faults(decoded: Decoded) -> list[str]:
+    """Why a row gives no answer with a score; nothing if it gives one."""
+    if decoded.bad is not None:
+        return [decoded.bad.reason]
+    answers = [answer for rated in decoded.found for answer in rated.completions]
+    if any(
+        answer.reject is None and answer.score is not None and (answer.response or "").strip() for answer in answers
+    ):
+        return []
+    return [answer.reject or ("no_score" if answer.response else "no_response") for answer in answers]
+
+
+def _mappings(source: str, tables: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Options that map a source's columns to those of the rows, the likeliest first; `given` ones stay."""
+    propose = {"pairs": names.of_pairs, "unpaired": names.of_unpaired, "ratings": names.of_ratings}[source]
+    for mapping in propose(names.Columns(tables, given)):
+        for option, choices in mapping.unclear.items():
+            raise Unclear(
+                f"several columns could be the {option}: {', '.join(choices)}. "
+                f"Say which: --option {option}={choices[0]}",
+                option,
+                choices,
+            )
+        yield {**mapping.options, **given}
+
+
+def _nothing(file: RawFile, columns: Iterable[str], source: str | None, fallen: str) -> str:
+    """The sentence for rows that nothing reads."""
+    why = f"its first rows do not read as {source} ({fallen})" if source else "no source reads its first rows"
+    return (
+        f"{file.shown}: {why}. Its columns are {', '.join(list(columns)[:20])}. Say what they are: --source ratings "
+        "with --option prompt=NAME --option response=NAME --option score=NAME; or --source pairs with prompt, chosen "
+        "and rejected; or --source unpaired with prompt, completion and label."
+    )
+
+
+def first_line(source: str) -> str:
+    """What a source says of itself."""
+    return resolve.summary(resolve.load(resolve.find(source, HOME, "--source")))
