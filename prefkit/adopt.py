@@ -28,19 +28,9 @@ import pyarrow.parquet as pq
 from prefkit import __version__, manifest
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import InputFile, Manifest, Shard, file_sha256, write_text_atomically
-from prefkit.schema import MESSAGES
+from prefkit.schema import CONVERSATIONS
 
 ROWS_A_SHARD = 25_000
-SCHEMA = pa.schema(
-    [
-        ("messages", MESSAGES),
-        ("prompt", MESSAGES),
-        ("pair_id", pa.string()),
-        ("prompt_id", pa.string()),
-        ("source", pa.string()),
-        ("lang", pa.string()),
-    ]
-)
 
 Row = dict[str, Any]
 
@@ -69,7 +59,7 @@ def adopt(paths: list[Path], out: Path, *, column: str = "messages", test: float
         if not any(shard.split == "train" for shard in listed):
             raise DataError(f"{', '.join(map(str, paths))}: no conversations for the train split.")
         options = {"column": column, "test": test}
-        made_of = Manifest("adopt", "", [], options, {"prefkit": __version__}, inputs, [], listed)
+        made_of = Manifest("adopt", "", [], options, {"prefkit": __version__}, inputs, [], listed, kind="conversations")
         write_text_atomically(unfinished / manifest.FILE_NAME, manifest.dump(made_of))
         if out.exists():
             out.rmdir()
@@ -109,7 +99,7 @@ def _parsed(line: bytes, where: str) -> Row:
 
 
 def conversation(row: Row, column: str, file: str, where: str) -> Row:
-    """A row of SCHEMA; DataError if `column` holds no conversation with an assistant's answer in it."""
+    """A row of CONVERSATIONS; DataError if `column` holds no conversation with an assistant's answer in it."""
     messages = row.get(column)
     if not isinstance(messages, list):
         raise DataError(f'{where}: "{column}" is no list of messages. Columns: {", ".join(map(str, row))}.')
@@ -160,6 +150,6 @@ class Split:
 
     def _write(self) -> None:
         path = self._folder / "data" / f"{self._name}-{len(self._written):05d}.parquet"
-        pq.write_table(pa.Table.from_pylist(self._rows, SCHEMA), path, compression="zstd", row_group_size=2048)
+        pq.write_table(pa.Table.from_pylist(self._rows, CONVERSATIONS), path, compression="zstd", row_group_size=2048)
         self._written.append((path, len(self._rows)))
         self._rows = []

@@ -23,7 +23,7 @@ shipped pipelines: {pipelines}
 """
 WHY_EXAMPLES = """examples:
   prefkit why data train.jsonl:17      line 17, with the fate of each of its answers
-  prefkit why data 3fa9c1              the pair or prompt whose id begins so
+  prefkit why data 3fa9c1              the pair, labelled answer or prompt whose id begins so
 
 Rows are counted from 1. FILE may be any end of the file's name that says which one; ROW alone will do for one file.
 """
@@ -140,7 +140,7 @@ def _build_pairs(given: argparse.Namespace) -> int:
         print(f"{out}: finished before, from the same inputs and options; nothing to do.")
     if not given.quiet:
         summary.print_record(record, given.out, time.perf_counter() - started, Console(highlight=False))
-        if not url:
+        if not url and record.kind == "pairs":
             print(f"To look at it: prefkit report {shlex.quote(str(out))} --open")
     return 0
 
@@ -187,7 +187,7 @@ def _verify(given: argparse.Namespace) -> int:
     record = manifest.read(given.data)
     rows = sum(file.rows for file in record.inputs)
     train, test = record.rows("train"), record.rows("test")
-    print(f"{given.data}: whole. {train:,} train and {test:,} test pairs, {rows:,} raw rows accounted for.")
+    print(f"{given.data}: whole. {train:,} train and {test:,} test {record.kind}, {rows:,} raw rows accounted for.")
     return 0
 
 
@@ -195,7 +195,9 @@ def _add_why(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     text = "Tell what happened to a raw row, a prompt or a pair of a data set, and why."
     parser = command(commands, "why", text, WHY_EXAMPLES)
     parser.add_argument("data", type=Path, metavar="DIR", help="a folder that build-pairs wrote")
-    parser.add_argument("asked", metavar="ROW_OR_ID", help="FILE:ROW, or the beginning of a prompt_id or pair_id")
+    parser.add_argument(
+        "asked", metavar="ROW_OR_ID", help="FILE:ROW, or the beginning of a prompt_id, pair_id or answer_id"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=_why, interrupted="interrupted.")
 

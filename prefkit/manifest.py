@@ -13,12 +13,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefkit.errors import DataError
 
 FILE_NAME = "manifest.json"
 FORMAT = 2
+Kind = Literal["pairs", "labels", "conversations"]  # rows of schema.PAIRS, of schema.LABELS, of `adopt`
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Manifest:
     sketches: list[SketchFile] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)  # the first comes first
     remarks: list[str] = field(default_factory=list)
+    kind: Kind = "pairs"
     format: int = field(default=FORMAT)
 
     def of_split(self, split: str) -> list[Shard]:

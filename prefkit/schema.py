@@ -1,11 +1,15 @@
-"""The three tables that flow through prefkit, as pyarrow schemas.
+"""The tables that flow through prefkit, as pyarrow schemas.
 
 CANDIDATES  a completion of a prompt a row, completions of one prompt adjacent     (inside `prefkit build-pairs`)
 PAIRS       a chosen and a rejected answer a row, pairs of one prompt adjacent     (the shards: the product)
-REJECTS     a raw row or a completion that is in no pair, with the one reason why  (nothing is dropped silently)
+LABELS      a good or a bad answer a row, answers to one prompt adjacent           (the shards, where labels are asked)
+REJECTS     a raw row or a completion that is in none, with the one reason why     (nothing is dropped silently)
 
-`prompt`, `chosen` and `rejected` are message lists in TRL's explicit conversational format, so that TRL and `datasets`
-read the shards as they are.
+`prompt`, `chosen`, `rejected` and `completion` are message lists in TRL's explicit conversational formats for paired
+and unpaired preferences, so that TRL and `datasets` read the shards as they are.
+
+A data set holds PAIRS or LABELS, as its manifest says (`kind`). Its *sides* are the columns that hold an answer: where
+the answer of SIDE stands is told by SIDE_file, SIDE_row and SIDE_index.
 """
 
 from __future__ import annotations
@@ -63,6 +67,30 @@ PAIRS = pa.schema(
     ]
 )
 
+LABELS = pa.schema(
+    [
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+        ("label", pa.bool_()),  # true: desirable
+        ("answer_id", pa.string()),  # 128-bit hash of prompt_id and completion
+        ("prompt_id", pa.string()),
+        ("source", pa.string()),
+        ("completion_score", pa.float64()),
+        ("completion_model", pa.string()),
+        ("completion_file", pa.string()),  # where the candidate stands: raw file, row, completion_index
+        ("completion_row", pa.int64()),
+        ("completion_index", pa.int32()),
+        ("lang", pa.string()),
+        ("lang_prob", pa.float32()),
+        ("langs", LANGUAGES),
+        ("cluster_id", pa.string()),
+    ]
+)
+
+# By the kind of a data set.
+SIDES = {"pairs": ("chosen", "rejected"), "labels": ("completion",)}
+IDS = {"pairs": "pair_id", "labels": "answer_id"}
+
 REJECTS = pa.schema(
     [
         ("stage", pa.string()),  # read, filter, decontaminate, dedupe or binarize
@@ -76,3 +104,17 @@ REJECTS = pa.schema(
         ("raw", pa.binary()),  # the bytes of a row that could not be decoded, else null
     ]
 )
+
+# What `prefkit adopt` makes.
+CONVERSATIONS = pa.schema(
+    [
+        ("messages", MESSAGES),
+        ("prompt", MESSAGES),
+        ("pair_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("source", pa.string()),
+        ("lang", pa.string()),
+    ]
+)
+
+TABLES = {"pairs": PAIRS, "labels": LABELS, "conversations": CONVERSATIONS, "rejects": REJECTS}

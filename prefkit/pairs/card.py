@@ -7,6 +7,14 @@ import tomllib
 from prefkit.manifest import Manifest
 from prefkit.resolve import load, summary
 
+WHAT = {
+    "pairs": ("preference pairs", "`prompt`, `chosen` and `rejected` are message lists"),
+    "labels": (
+        "labelled answers",
+        "`prompt` and `completion` are message lists, `label` is true for a good answer and false for a bad one",
+    ),
+}
+
 
 def dataset_card(record: Manifest) -> str:
     """Markdown with YAML front matter that says which files are which split."""
@@ -14,14 +22,14 @@ def dataset_card(record: Manifest) -> str:
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in splits:
         lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
-    lines += ["tags:", "- preference", "- dpo", "- prefkit", "---", ""]
-    lines += [f"# Preference pairs: {_plain(record.pipeline_name)}", ""]
+    lines += ["tags:", "- preference", "- kto" if record.kind == "labels" else "- dpo", "- prefkit", "---", ""]
+    what, columns = WHAT[record.kind]
+    lines += [f"# {what.capitalize()}: {_plain(record.pipeline_name)}", ""]
     lines += [f"{_plain(description)}", ""] if (description := _description(record)) else []
     held = " and ".join(f"{record.rows(split):,} for {split}" for split in splits)
     lines += [
-        f"{sum(record.rows(split) for split in splits):,} preference pairs ({held}), made by prefkit "
-        f"{record.versions['prefkit']}. `prompt`, `chosen` and `rejected` are message lists; "
-        "TRL and `datasets` read them as they are.",
+        f"{sum(record.rows(split) for split in splits):,} {what} ({held}), made by prefkit "
+        f"{record.versions['prefkit']}. {columns}; TRL and `datasets` read them as they are.",
         "",
         f"Data hash: `{record.data_hash}`",
         "",
@@ -64,7 +72,8 @@ def _description(record: Manifest) -> str:
 
 def _functions(record: Manifest) -> list[str]:
     options = record.options
-    single = [options[name] for name in ("redact", "language", "decontaminate", "dedupe", "binarize")]
+    makes = "labels" if record.kind == "labels" else "binarize"
+    single = [options[name] for name in ("redact", "language", "decontaminate", "dedupe", makes)]
     single += [options["balance"] if options["balance"]["max_longer_share"] is not None else False, options["split"]]
     rows = [*options["inputs"], *options["filters"], *(row for row in single if row)]
     described = []

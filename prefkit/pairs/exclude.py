@@ -1,4 +1,4 @@
-"""`[build] exclude`: pairs that a person flagged fall, with the note as the reason's detail.
+"""`[build] exclude`: pairs (or labels) that a person flagged fall, with the note as the reason's detail.
 
     select ─▶ exclude ─▶ quotas, mix         only where a pipeline names a file of flags
     a task    a task a bucket
@@ -25,7 +25,8 @@ from prefkit.manifest import Manifest, file_sha256, write_text_atomically
 from prefkit.pairs import flags, inputs, tables
 from prefkit.pairs.engine import RunTasks, Task, key
 from prefkit.pairs.flags import KINDS
-from prefkit.pairs.select import PART_PAIRS, trim
+from prefkit.pairs.select import PART, trim
+from prefkit.schema import IDS
 
 REASONS = ("flagged",)
 MOST_SHOWN = 10  # flags that a remark names
@@ -70,8 +71,9 @@ def read(paths: Any, base: Path, where: str) -> Excluded:
 def refuse_standing(folder: Path, record: Manifest, excluded: Excluded) -> None:
     """UsageError where a flag names a pair of the data set that is added to, whose pairs stay as they are."""
     for shard in [shard for shard in record.shards if shard.split != "rejects"]:
-        rows = pl.scan_parquet(folder / shard.path).filter(pl.any_horizontal(_flagged(excluded))).select("pair_id")
-        standing = rows.head(1).collect(engine="streaming")["pair_id"].to_list()
+        flagged = [pl.col(name).is_in(list(excluded.notes[kind])) for kind, name in _columns(record.kind)]
+        rows = pl.scan_parquet(folder / shard.path).filter(pl.any_horizontal(flagged)).select(IDS[record.kind])
+        standing = rows.head(1).collect(engine="streaming").to_series().to_list()
         if standing:
             raise UsageError(
                 f"[build] exclude: pair {standing[0]} stands in {folder}, whose pairs stay as they are. Build {folder} "
@@ -79,33 +81,35 @@ def refuse_standing(folder: Path, record: Manifest, excluded: Excluded) -> None:
             )
 
 
-def _flagged(excluded: Excluded) -> list[pl.Expr]:
-    return [pl.col(f"{kind}_id").is_in(list(excluded.notes[kind])) for kind in KINDS]
+def _columns(kind: str) -> Iterator[tuple[str, str]]:
+    """The kinds of flags, and which column of a data set each is about: a flagged pair may be a labelled answer."""
+    yield from zip(KINDS, (IDS[kind], "prompt_id"), strict=True)
 
 
-def leave_out(selected: list[Path], excluded: Excluded, work: Path, run: RunTasks) -> list[Path]:
+def leave_out(selected: list[Path], kind: str, excluded: Excluded, work: Path, run: RunTasks) -> list[Path]:
     """Run the step over finished buckets of pairs; the folders of those without the flagged pairs."""
     identity = key(excluded.notes)
     listed = work / "flags" / f"{identity}.json"
     listed.parent.mkdir(exist_ok=True)
     write_text_atomically(listed, json.dumps(excluded.notes))
     tasks = [
-        Task(work / "exclude" / key(bucket.name, identity), exclude_bucket, (bucket, listed)) for bucket in selected
+        Task(work / "exclude" / key(bucket.name, identity), exclude_bucket, (bucket, kind, listed))
+        for bucket in selected
     ]
     run("exclude", tasks)
     return [task.folder for task in tasks]
 
 
-def exclude_bucket(folder: Path, bucket: Path, listed: Path) -> None:
+def exclude_bucket(folder: Path, bucket: Path, kind: str, listed: Path) -> None:
     """Write a bucket of `select` anew, without the flagged pairs; and met.json, the flags that were met: a task."""
     notes: Mapping[str, Mapping[str, str]] = json.loads(listed.read_text())
-    pairs = tables.read_whole(bucket / "pairs.arrow", PART_PAIRS)
-    said = [_said(pairs[f"{kind}_id"], kind, notes[kind]) for kind in KINDS]
+    rows = tables.read_whole(bucket / "rows.arrow", PART[kind])
+    said = [_said(rows[name], flag, notes[flag]) for flag, name in _columns(kind)]
     details = pl.select(detail=pl.coalesce(said))
     fates = details.select(lost=pl.when(pl.col("detail").is_not_null()).then(pl.lit(REASONS[0])), detail="detail")
-    met = {kind: sorted(set(pairs[f"{kind}_id"]) & notes[kind].keys()) for kind in KINDS}
+    met = {flag: sorted(set(rows[name]) & notes[flag].keys()) for flag, name in _columns(kind)}
     (folder / "met.json").write_text(json.dumps(met))
-    trim(folder, bucket, pairs, fates, REASONS)
+    trim(folder, kind, bucket, rows, fates, REASONS)
 
 
 def _said(ids: pl.Series, kind: str, notes: Mapping[str, str]) -> pl.Series:

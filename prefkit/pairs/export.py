@@ -27,7 +27,7 @@ import prefkit
 from prefkit import manifest
 from prefkit.errors import DataError, UsageError, did_you_mean
 from prefkit.manifest import Manifest, Shard
-from prefkit.pairs import formats
+from prefkit.pairs import card, formats
 from prefkit.pairs.formats import LeftOut, Pair, Record
 from prefkit.progress import Stages
 from prefkit.resolve import functions_of, summary
@@ -35,7 +35,7 @@ from prefkit.resolve import functions_of, summary
 FILE_NAME = "export.json"
 BATCH_ROWS = 1000
 Format = Callable[[Sequence[Pair]], Iterator[Record | LeftOut]]
-COUNTS = ("pairs", "records", "left_out")
+COUNTS = ("rows", "records", "left_out")
 
 
 def export(
@@ -56,6 +56,7 @@ def export(
     """
     record = manifest.read(data)
     function = getattr(formats, _checked_name(format))
+    _check_kind(record, format, data)
     splits = _splits(record, split, data)
     out = out.resolve()
     _check_out(out, data.resolve(), overwrite)
@@ -65,7 +66,8 @@ def export(
         new.mkdir()
         done = {name: _write_split(data, record, name, new, function, progress) for name in splits}
         _judge(format, done, leave_out)
-        made = {"export": 1, "format": format, "data_hash": record.data_hash, "prefkit": prefkit.__version__}
+        made = {"export": 1, "format": format, "kind": record.kind, "data_hash": record.data_hash}
+        made["prefkit"] = prefkit.__version__
         made["splits"] = {name: {key: counts[key] for key in COUNTS} for name, counts in done.items()}
         _write_beside(new, made)
         if out.exists():
@@ -77,6 +79,15 @@ def export(
 def names() -> list[str]:
     """The values of --format."""
     return [name.replace("_", "-") for name in functions_of(formats)]
+
+
+def _check_kind(record: Manifest, format: str, data: Path) -> None:
+    if record.kind == "conversations":
+        raise UsageError(f"{data}: holds conversations of prefkit adopt, and an export is made of pairs or labels.")
+    if record.kind == "labels" and format not in formats.OF_LABELS:
+        raise UsageError(
+            f"{data}: holds labels, and --format {format} is of pairs. Choose {' or '.join(formats.OF_LABELS)}."
+        )
 
 
 def _checked_name(format: str) -> str:
@@ -103,7 +114,7 @@ def _splits(record: Manifest, split: str, data: Path) -> list[str]:
     wanted = ["train", "test"] if split == "all" else [split]
     splits = [name for name in wanted if record.rows(name)]
     if not splits:
-        raise UsageError(f"{data}: has no {split} pairs to export.")
+        raise UsageError(f"{data}: has no {split} {record.kind} to export.")
     return splits
 
 
@@ -130,9 +141,9 @@ def _check_out(out: Path, data: Path, overwrite: bool) -> None:
 def _write_split(
     data: Path, record: Manifest, split: str, folder: Path, function: Format, progress: Stages | None
 ) -> dict[str, Any]:
-    """Write SPLIT.jsonl; its pairs, records, what was left out by reason, and an example of each reason."""
+    """Write SPLIT.jsonl; its rows, records, what was left out by reason, and an example of each reason."""
     encoder = msgspec.json.Encoder()
-    pairs = records = 0
+    rows = records = 0
     left_out: Counter[str] = Counter()
     examples: dict[str, str] = {}
     if progress:
@@ -148,10 +159,10 @@ def _write_split(
                     lines.append(item)
             file.write(encoder.encode_lines(lines))
             records += len(lines)
-            pairs += len(prompt)
+            rows += len(prompt)
             if progress:
                 progress.advance(len(prompt), rows=len(prompt))
-    return {"pairs": pairs, "records": records, "left_out": dict(sorted(left_out.items())), "examples": examples}
+    return {"rows": rows, "records": records, "left_out": dict(sorted(left_out.items())), "examples": examples}
 
 
 def _rows(data: Path, shards: list[Shard]) -> Iterator[Pair]:
@@ -234,7 +245,7 @@ def report(made: dict[str, Any], out: Path) -> str:
     """What was written, what was left out, and how a trainer takes it."""
     lines = []
     for split, counts in made["splits"].items():
-        lines.append(f"{out}/{split}.jsonl: {counts['records']:,} records of {counts['pairs']:,} pairs")
+        lines.append(f"{out}/{split}.jsonl: {counts['records']:,} records of {counts['rows']:,} {made['kind']}")
         lines += [f"  left out: {reason} {count:,}" for reason, count in counts["left_out"].items()]
     return "\n".join([*lines, "", usage(made["format"], _written(made), str(out))])
 
@@ -244,13 +255,14 @@ def _readme(made: dict[str, Any]) -> str:
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in _written(made):
         lines += [f"  - split: {split}", f"    path: {split}.jsonl"]
-    lines += ["tags:", "- preference", "- prefkit", "---", "", f"# Preference pairs for {made['format']}", ""]
+    title = f"# {card.WHAT[made['kind']][0].capitalize()} for {made['format']}"
+    lines += ["tags:", "- preference", "- prefkit", "---", "", title, ""]
     lines += [summary(getattr(formats, _checked_name(made["format"]))), ""]
     lines += [f"Made by prefkit {made['prefkit']} from the data set with hash `{made['data_hash']}`.", ""]
-    lines += ["| file | pairs | records | left out |", "|---|--:|--:|---|"]
+    lines += [f"| file | {made['kind']} | records | left out |", "|---|--:|--:|---|"]
     for split, counts in made["splits"].items():
         left = ", ".join(f"{reason} {count:,}" for reason, count in counts["left_out"].items()) or "–"
-        lines.append(f"| {split}.jsonl | {counts['pairs']:,} | {counts['records']:,} | {left} |")
+        lines.append(f"| {split}.jsonl | {counts['rows']:,} | {counts['records']:,} | {left} |")
     return "\n".join([*lines, "", usage(made["format"], _written(made), "."), ""])
 
 

@@ -127,6 +127,8 @@ def check(before: Before, options: Options, sources: Sequence[Source] = ()) -> N
             f"--onto {before.folder}: answers of a data set before cannot be looked up; "
             'set [build.dedupe] scope = "prompt".'
         )
+    if before.record.kind != options.kind:
+        raise UsageError(f"--onto {before.folder}: holds {before.record.kind}, and this pipeline makes {options.kind}.")
     if options.exclude:
         exclude.refuse_standing(before.folder, before.record, options.exclude)
     there, here = before.record.options, json.loads(json.dumps(options.shown()))

@@ -7,8 +7,8 @@
 
 Ids are hashes of text (`text`), so a flag holds over rebuilds, in other builds of the same raw rows, and whatever
 becomes of seeds, splits, strategies and shards. A pair_id is that of prompt, chosen and rejected: another text, or the
-answers the other way round, is another pair. Prompts are compared case folded; without `fold_case` their ids, and those
-of their pairs, are others.
+answers the other way round, is another pair; in a data set of labels it is the answer_id, that of prompt and answer.
+Prompts are compared case folded; without `fold_case` their ids, and those of their pairs, are others.
 
 A file is small, since people wrote it, so a change writes it anew: one rename, by which a reader and a crash see all of
 the old or all of the new flags. Processes that change one file wait for each other.

@@ -1,10 +1,11 @@
 """Formats of `prefkit export`: the pairs of one prompt -> the records that a trainer reads.
 
 A format is one function; its name is the value of --format, with "-" for "_". It gets all pairs of one prompt (rows of
-PAIRS as dicts, in the order of the data set) and yields the records of one line each. What the format cannot hold it
-yields as LeftOut, never as nothing and never changed. The first line of its docstring says what it is; the rest tells
-how a trainer takes the files, and is printed after an export and put into its README.md, with {out}, {train} and {test}
-filled in: a paragraph that names a file which was not written is left out.
+PAIRS as dicts, in the order of the data set; those in OF_LABELS take rows of LABELS as well) and yields the records of
+one line each. What the format cannot hold it yields as LeftOut, never as nothing and never changed. The first line of
+its docstring says what it is; the rest tells how a trainer takes the files, and is printed after an export and put into
+its README.md, with {out}, {train} and {test} filled in: a paragraph that names a file which was not written is left
+out.
 
 Each follows its consumer's own documentation: TRL's "Dataset formats", LLaMA-Factory's data/README.md, axolotl's
 "RLHF", the DPO guide of NVIDIA NeMo RL, the README and `RewardDataset` of OpenRLHF.
@@ -18,6 +19,9 @@ from typing import Any, NamedTuple
 
 Pair = dict[str, Any]
 Record = dict[str, Any]
+
+
+OF_LABELS = ("kto", "jsonl")
 
 
 class LeftOut(NamedTuple):
@@ -46,8 +50,9 @@ def trl(pairs: Sequence[Pair]) -> Iterator[Record | LeftOut]:
 def kto(pairs: Sequence[Pair]) -> Iterator[Record | LeftOut]:
     """TRL's conversational unpaired preference type: every distinct completion of a prompt once, labelled.
 
-    The label is true for a completion that is chosen in all its pairs and false for one that is rejected in all. One
-    that is chosen in some and rejected in others has no label, and is left out (chosen_and_rejected).
+    Of a data set of labels, these; of pairs, true for a completion that is chosen in all its pairs and false for one
+    that is rejected in all. One that is chosen in some and rejected in others has no label, and is left out
+    (chosen_and_rejected).
 
         from datasets import load_dataset
         train = load_dataset("json", data_files="{train}", split="train")
@@ -56,6 +61,9 @@ def kto(pairs: Sequence[Pair]) -> Iterator[Record | LeftOut]:
 
         KTOTrainer(model, train_dataset=train, ...)
     """
+    if "label" in pairs[0]:
+        yield from ({name: answer[name] for name in ("prompt", "completion", "label")} for answer in pairs)
+        return
     sides = {side: {_key(pair[side]): pair for pair in pairs} for side in ("chosen", "rejected")}
     done = set()
     for pair in pairs:
@@ -198,7 +206,7 @@ def nemo_rl_rankings(pairs: Sequence[Pair]) -> Iterator[Record | LeftOut]:
 def jsonl(pairs: Sequence[Pair]) -> Iterator[Record | LeftOut]:
     """JSON lines with all columns of the data set as they are.
 
-    prompt, chosen and rejected are lists of {role, content}.
+    prompt, chosen, rejected and completion are lists of {role, content}.
 
         from datasets import load_dataset
         train = load_dataset("json", data_files="{train}", split="train")

@@ -22,7 +22,8 @@ def load_pairs(data: Path | str, split: Split = "train") -> pl.LazyFrame:
     """The rows of a split of a finished data set, in the order of its shards; nothing is read yet.
 
     A row is a pair, with the columns of `prefkit.schema.PAIRS`: `prompt`, `chosen` and `rejected` are lists of
-    ``{role, content}``, scores and `margin` are in the unit of the raw ratings. The rows of ``split="rejects"`` are
+    ``{role, content}``, scores and `margin` are in the unit of the raw ratings. (Of a data set of labels, an answer,
+    with those of `prefkit.schema.LABELS`.) The rows of ``split="rejects"`` are
     those of `prefkit.schema.REJECTS`.
 
     Raises DataError where there is no finished data set, a shard is missing or has another size than the manifest says

@@ -11,6 +11,8 @@ of which the first pairs in input order stay; the choice depends on no cut of th
 without `max_longer_share`, what a smaller cap keeps, a larger one keeps too. Quotas count train and test together, as
 the hash draws evenly from both; `max_longer_share`, coming last, may shift the shares of the mix.
 
+Labels have quotas as pairs have, but no longer answer.
+
 The one task reads three numbers a pair and gives one threshold a quota: about 33 bytes a pair at its peak. A task of
 `mix` holds the pairs of its bucket.
 """
@@ -31,7 +33,7 @@ from pydantic import Field, FiniteFloat
 from prefkit.errors import DataError
 from prefkit.pairs import select, tables
 from prefkit.pairs.engine import RunTasks, Task, key
-from prefkit.pairs.select import PART_PAIRS, scrambled
+from prefkit.pairs.select import PART, scrambled
 from prefkit.pairs.text import uniform
 
 REASONS = ("cap", "mix_weight", "length_balance")
@@ -98,14 +100,14 @@ class Cut(NamedTuple):
     ties: int
 
 
-def trim(selected: list[Path], quotas: Quotas, work: Path, run: RunTasks) -> list[Path]:
+def trim(selected: list[Path], kind: str, quotas: Quotas, work: Path, run: RunTasks) -> list[Path]:
     """Run both steps over finished buckets of pairs; the folders of the trimmed ones, or the same without a quota."""
     if not quotas.asked_for():
         return selected
     folder = work / "quotas" / key([bucket.name for bucket in selected], quotas)
     run("quotas", [Task(folder, find_cuts, (selected, quotas))])
     tasks = [
-        Task(work / "mix" / key(number, folder.name), trim_bucket, (bucket, folder, quotas.seed))
+        Task(work / "mix" / key(number, folder.name), trim_bucket, (bucket, kind, folder, quotas.seed))
         for number, bucket in enumerate(selected)
     ]
     run("mix", tasks)
@@ -176,10 +178,10 @@ def _fallen(cut: Cut, marks: Marks, left: Bools) -> Bools:
     return (concerned & (marks.draw > np.uint64(cut.draw))) | (ties & (np.cumsum(ties) > cut.ties))
 
 
-def trim_bucket(folder: Path, bucket: Path, quotas: Path, seed: int) -> None:
+def trim_bucket(folder: Path, bucket: Path, kind: str, quotas: Path, seed: int) -> None:
     """Write a bucket of `select` anew, without the pairs that fall; candidates in no other pair go to the rejects."""
     cuts = [Cut(*fields) for fields in json.loads((quotas / "cuts.json").read_text())]
-    pairs = tables.read_whole(bucket / "pairs.arrow", PART_PAIRS)
+    pairs = tables.read_whole(bucket / "rows.arrow", PART[kind])
     marks = _marks(bucket, seed)
     left = np.ones(len(pairs), np.bool_)
     took = np.full(len(pairs), len(cuts))  # the number of the cut that took each pair; the last: none
@@ -191,4 +193,4 @@ def trim_bucket(folder: Path, bucket: Path, quotas: Path, seed: int) -> None:
         {"lost": [*(cut.reason for cut in cuts), None], "detail": [*(cut.detail for cut in cuts), None]},
         schema={"lost": pl.String, "detail": pl.String},
     )
-    select.trim(folder, bucket, pairs, fates[took], REASONS)
+    select.trim(folder, kind, bucket, pairs, fates[took], REASONS)

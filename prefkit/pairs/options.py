@@ -14,8 +14,8 @@ import polars as pl
 from prefkit import config, schema
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
-from prefkit.manifest import file_sha256
-from prefkit.pairs import decontaminate, exclude, inputs, mix, read, select, tables
+from prefkit.manifest import Kind, file_sha256
+from prefkit.pairs import decontaminate, exclude, inputs, label, mix, read, select, tables
 from prefkit.pairs.exclude import Excluded
 from prefkit.pairs.inputs import RawFile
 from prefkit.pairs.language import SHIPPED, model_path
@@ -30,6 +30,7 @@ SECTIONS = (
     "decontaminate",
     "dedupe",
     "binarize",
+    "labels",
     "exclude",
     "balance",
     "split",
@@ -42,6 +43,7 @@ RESERVED = {
     *read.ALWAYS,
     *SET_RULES,
     *select.ALWAYS,
+    *label.REASONS,
     *decontaminate.REASONS,
     *exclude.REASONS,
     *mix.REASONS,
@@ -70,11 +72,17 @@ class Options:
     decontaminate: Call | None
     dedupe: Call
     binarize: Call
+    labels: Call | None  # in place of pairs
     exclude: Excluded | None
     balance: Call
     split: Call
     shards: Call
     chunk_bytes: int
+
+    @property
+    def kind(self) -> Kind:
+        """Of the data set."""
+        return "labels" if self.labels else "pairs"
 
     def shown(self) -> dict[str, Any]:
         """What the manifest and --dry-run print: the options with all defaults, without any path of this machine."""
@@ -83,6 +91,7 @@ class Options:
             return {"use": call.address, **call.options, **fingerprint(call)}
 
         language = row(self.language) | {"model": Path(self.language.options["model"]).name} if self.language else False
+        makes = "labels" if self.labels else "binarize"
         return {
             "inputs": [
                 {**row(given.source), **given.settings.options, "paths": [file.name for file in given.files]}
@@ -93,7 +102,7 @@ class Options:
             "language": language,
             "decontaminate": self.evaluation(),
             "exclude": self.exclude.files if self.exclude else False,
-            **{name: row(getattr(self, name)) for name in ("dedupe", "binarize", "balance", "split", "shards")},
+            **{name: row(getattr(self, name)) for name in ("dedupe", makes, "balance", "split", "shards")},
         }
 
     def evaluation(self) -> Any:
@@ -111,7 +120,7 @@ class Options:
     def look_at_aspects(self) -> bool:
         """Whether anything besides `score_weights` asks for the aspects of answers: a filter, a strategy of others."""
         filters = any("aspects" in call.call().meta.root_names() for call in self.candidate_filters)
-        return filters or self.binarize.is_external
+        return filters or (self.labels is None and self.binarize.is_external)
 
 
 def fingerprint(call: Call) -> dict[str, str]:
@@ -146,6 +155,10 @@ def check_build(
     language = _language(table, pipeline)
     candidate_filters, pair_filters = _filters(table, pipeline, language)
     given_inputs = _inputs(table, pipeline, given, out, taken)
+    balance = _fixed(table, pipeline, "balance", "prefkit.pairs.mix:balance")
+    labels = _fixed(table, pipeline, "labels", "prefkit.pairs.label:labels") if "labels" in table else None
+    if labels:
+        _check_labels(labels, table, pair_filters, balance, pipeline)
     return Options(
         inputs=given_inputs,
         candidate_filters=candidate_filters,
@@ -157,14 +170,29 @@ def check_build(
         binarize=_used(
             table.get("binarize", {"use": "best_vs_worst"}), "prefkit.pairs.binarize", "[build.binarize]", pipeline
         ),
+        labels=labels,
         exclude=exclude.read(table["exclude"], pipeline.folder, f"{pipeline.name}: [build] exclude")
         if "exclude" in table
         else None,
-        balance=_fixed(table, pipeline, "balance", "prefkit.pairs.mix:balance"),
+        balance=balance,
         split=_fixed(table, pipeline, "split", "prefkit.pairs.shards:split"),
         shards=_fixed(table, pipeline, "shards", "prefkit.pairs.shards:shards"),
         chunk_bytes=chunk_bytes or _chunk_bytes(given_inputs),
     )
+
+
+def _check_labels(
+    labels: Call, table: dict[str, Any], pair_filters: list[Call], balance: Call, pipeline: Pipeline
+) -> None:
+    """UsageError for what asks for pairs, where there are labels instead."""
+    labels.function()()  # raises UsageError where the thresholds overlap
+    where = f"{pipeline.name}: [build.labels] makes no pairs, so"
+    if "binarize" in table:
+        raise UsageError(f"{where} [build.binarize] has no effect. Leave one of the two out.")
+    if pair_filters:
+        raise UsageError(f"{where} [[build.filters]] {pair_filters[0].name}, which judges pairs, has no effect.")
+    if balance.options["max_longer_share"] is not None:
+        raise UsageError(f"{where} [build.balance] max_longer_share has no effect.")
 
 
 def _fixed(table: dict[str, Any], pipeline: Pipeline, name: str, address: str) -> Call:

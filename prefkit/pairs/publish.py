@@ -133,6 +133,7 @@ def plan(
         stages=[],
         shards=[],
         generations=before.generations,
+        kind=options.kind,
     )
 
 
@@ -194,7 +195,7 @@ def account(
     old = before.record.stages if before.record else []
     for stage in old:
         for reason, count in stage.rejected.items():
-            if stage.unit != "pairs":
+            if stage.unit != planned.kind:
                 fallen[stage.stage, stage.unit == "rows", reason] += count
     stages: list[StageReport] = []
 
@@ -212,19 +213,18 @@ def account(
     for stage in ("read", "filter", "decontaminate", "dedupe", "binarize"):
         rejected = {reason: count for (at, is_row, reason), count in fallen.items() if at == stage and not is_row}
         left = report(stage, "candidates", left, rejected)
-    pairs = sum(part["train"] + part["test"] for part in selects)
-    pairs += sum(stage.went_out for stage in old if stage.unit == "pairs")
+    kept = sum(part["train"] + part["test"] for part in selects)
+    kept += sum(stage.went_out for stage in old if stage.unit == planned.kind)
     lost: Counter[str] = Counter()
     for stage in old:
-        lost.update(stage.rejected if stage.unit == "pairs" else {})
+        lost.update(stage.rejected if stage.unit == planned.kind else {})
     for part in selects:
-        lost.update({reason: count for reason, count in part["lost_pairs"].items() if count})
-    report("binarize", "pairs", pairs + lost.total(), dict(lost))
-    if not pairs:
+        lost.update({reason: count for reason, count in part["lost"].items() if count})
+    report("binarize", planned.kind, kept + lost.total(), dict(lost))
+    if not kept:
         main = [f"{reason} {count:,}" for (_, _, reason), count in fallen.most_common(3)]
-        raise DataError(
-            f"no pairs left of {rows:,} rows. Most fell to: {', '.join(main) or 'nothing; the input is empty'}."
-        )
+        fell = ", ".join(main) or "nothing; the input is empty"
+        raise DataError(f"no {planned.kind} left of {rows:,} rows. Most fell to: {fell}.")
     said = [*(before.record.remarks if before.record else []), *remarks]
     return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages, remarks=said)
 

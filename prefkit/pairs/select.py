@@ -9,9 +9,10 @@ away.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,23 +27,25 @@ from prefkit.pairs.bucket import Bucket
 from prefkit.pairs.dedupe import look_up
 from prefkit.pairs.read import keys_of, shown
 from prefkit.pairs.text import digest_bytes, uniform
-from prefkit.pairs.unite import SET_RULES, sets_of
+from prefkit.pairs.unite import SCORE_RULES, SET_RULES, sets_of
 from prefkit.resolve import Call
 
-# What later steps need besides PAIRS: the entry of [[build.inputs]], the split, and the sort key. `order` is a seeded
-# hash of the prompt, `group` its set of answers, `better` and `worse` the places of the two answers among the
-# bucket's.
-SORT = ["test", "order", "prompt_id", "group", "better", "worse"]
-SIDES = ("chosen", "rejected")
-PART_PAIRS = pa.schema(
-    [
-        *schema.PAIRS,
-        ("entry", pa.int32()),
-        ("test", pa.bool_()),
-        ("order", pa.uint64()),
-        *((name, pa.int64()) for name in SORT[3:]),
-    ]
-)
+# What later steps need besides PAIRS or LABELS: the entry of [[build.inputs]], the split, and the sort key. `order` is
+# a seeded hash of the prompt, `group` its set of answers; then come the places of the answers among the bucket's.
+PLACES = {"pairs": ["better", "worse"], "labels": ["candidate"]}
+SORT = {kind: ["test", "order", "prompt_id", "group", *places] for kind, places in PLACES.items()}
+PART = {
+    kind: pa.schema(
+        [
+            *schema.TABLES[kind],
+            ("entry", pa.int32()),
+            ("test", pa.bool_()),
+            ("order", pa.uint64()),
+            *((name, pa.int64()) for name in ["group", *places]),
+        ]
+    )
+    for kind, places in PLACES.items()
+}
 
 
 # What a pair is, whatever strategy named it. The last two can only happen where a prompt has several sets. Texts are
@@ -57,6 +60,13 @@ ALWAYS: dict[str, pl.Expr] = {
 }
 
 
+class Split(NamedTuple):
+    """The share of clusters on the test side, and the seed of that draw and of the order."""
+
+    test: float
+    seed: int
+
+
 @dataclass(frozen=True)
 class Neighbours:
     """Where a bucket's prompts stand among all: the buckets with their numbers of prompts, and what `dedupe` found."""
@@ -66,25 +76,38 @@ class Neighbours:
     files: Sequence[str]  # names of all raw files
     clusters: Path
     drop: bool  # whether near-duplicates are dropped, or only clustered
+    split: Split
     old: int = 0  # how many of the buckets are of the data set before
     twins: Twins | None = None  # answers that repeat each other, where these are looked for
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """What becomes a pair, and on which side of the split and where it stands."""
+    """What becomes a pair."""
 
     strategy: Call
     filters: list[Call]
-    test: float
-    seed: int
 
 
 def select_bucket(folder: Path, bucket: int, rows: Bucket, among: Neighbours, how: Pairing) -> None:
-    """Write pairs.arrow (sorted; its sort key in order.npy and test.npy, what quotas ask in entry.npy and longer.npy),
-    rejects.arrow and counts.json into `folder`."""
+    """Write the bucket's pairs and rejects into `folder`, as `save` does."""
+    answers, prompts, fates = answers_left(bucket, rows, among, SCORE_RULES)
+    rules = {name: (rule, "") for name, rule in ALWAYS.items()}
+    rules |= {call.name: (call.call(), shown(call)) for call in how.filters}
+    judged, lost = judge(_pairs(answers, prompts, how.strategy), "pairs", rules)
+    fates.append(unused(answers, judged, "pairs"))
+    save(folder, "pairs", placed(judged, "pairs", among.split), pl.concat(fates), lost)
+
+
+def answers_left(
+    bucket: int, rows: Bucket, among: Neighbours, set_rules: Iterable[str]
+) -> tuple[pl.DataFrame, pl.DataFrame, list[pl.DataFrame]]:
+    """A bucket's answers (numbered as `candidate`) and prompts without near-duplicates, and the rejects so far.
+
+    `set_rules` are judged anew where duplicate answers fall, since those may have been what others were better than.
+    """
     here = among.buckets[bucket]
-    neighbours = _neighbours(bucket, among, how)
+    neighbours = _neighbours(bucket, among)
     prompts, answers = sets_of(here, rows)
     prompts = prompts.join(neighbours, on="prompt_id", how="left", maintain_order="left")
     answers = answers.join(
@@ -94,54 +117,49 @@ def select_bucket(folder: Path, bucket: int, rows: Bucket, among: Neighbours, ho
     earlier = earlier.join(neighbours.select("prompt_id", "cluster_id"), on="prompt_id", how="left")
     fates = [tables.empty(schema.REJECTS), earlier.select(schema.REJECTS.names)]
     if among.twins:
-        answers = _drop_repeated(answers, fallen(bucket - among.old, among.twins, among.files), fates)
+        answers = _drop_repeated(answers, fallen(bucket - among.old, among.twins, among.files), set_rules, fates)
     answers, prompts = _drop_near(answers, prompts, among.drop, fates)
-    rules = {name: (rule, "") for name, rule in ALWAYS.items()}
-    rules |= {call.name: (call.call(), shown(call)) for call in how.filters}
-    answers = answers.with_row_index("candidate").cast({"candidate": pl.Int64})
-    judged, lost = _judge(_pairs(answers, prompts, how.strategy), rules)
-    fates.append(unpaired(answers, judged))
-    pairs = _finish(judged.filter(pl.col("lost").is_null()), how).sort(SORT)
-    save(folder, pairs, pl.concat(fates), lost)
+    return answers.with_row_index("candidate").cast({"candidate": pl.Int64}), prompts, fates
 
 
 def text_of(side: str) -> pl.Expr:
-    """The text of the chosen or rejected answer."""
+    """The text of an answer."""
     return pl.col(side).list.last().struct.field("content")
 
 
-def save(folder: Path, pairs: pl.DataFrame, rejects: pl.DataFrame, lost: Mapping[str, int]) -> None:
-    """The files of a bucket's pairs (in their order) and rejects."""
-    tables.write(folder / "pairs.arrow", pairs, PART_PAIRS)
-    np.save(folder / "order.npy", pairs["order"].to_numpy())
-    np.save(folder / "test.npy", pairs["test"].to_numpy())
-    np.save(folder / "entry.npy", pairs["entry"].to_numpy())
-    characters = [text_of(side).str.strip_chars().str.len_chars() for side in SIDES]
-    np.save(folder / "longer.npy", pairs.select(longer=characters[0] > characters[1])["longer"].to_numpy())
+def save(folder: Path, kind: str, rows: pl.DataFrame, rejects: pl.DataFrame, lost: Mapping[str, int]) -> None:
+    """The files of a bucket: rows.arrow, in their order, of which order.npy and test.npy hold the sort key, entry.npy
+    and longer.npy what quotas ask; rejects.arrow; counts.json."""
+    tables.write(folder / "rows.arrow", rows, PART[kind])
+    for name in ("order", "test", "entry"):
+        np.save(folder / f"{name}.npy", rows[name].to_numpy())
+    np.save(folder / "longer.npy", rows.select(longer=_LONGER[kind])["longer"].to_numpy())
     rejects = rejects.sort("prompt_id", "origin_file", "origin_row", "completion_index")
     tables.write(folder / "rejects.arrow", rejects, schema.REJECTS)
-    held_out = int(pairs["test"].sum())
-    counts = {"train": len(pairs) - held_out, "test": held_out, "rejects": len(rejects), "lost_pairs": lost}
+    held_out = int(rows["test"].sum())
+    counts = {"train": len(rows) - held_out, "test": held_out, "rejects": len(rejects), "lost": lost}
     (folder / "counts.json").write_text(json.dumps(counts | {"by_reason": tables.count_reasons(rejects)}))
 
 
-def trim(folder: Path, bucket: Path, pairs: pl.DataFrame, fates: pl.DataFrame, reasons: Sequence[str]) -> None:
-    """Write a bucket, of which these are the pairs, anew into `folder`, without those that a later rule takes.
+def trim(
+    folder: Path, kind: str, bucket: Path, rows: pl.DataFrame, fates: pl.DataFrame, reasons: Sequence[str]
+) -> None:
+    """Write a bucket, of which these are the rows, anew into `folder`, without those that a later rule takes.
 
-    `fates` has of each pair why it is `lost` (one of `reasons`; null: it stays) and the `detail`. Candidates that are
-    then in no pair go to the rejects.
+    `fates` has of each row why it is `lost` (one of `reasons`; null: it stays) and the `detail`. Candidates that are
+    then in no row go to the rejects.
     """
     rejects = tables.read_whole(bucket / "rejects.arrow", schema.REJECTS)
-    fallen = unpaired(_candidates(pairs), pairs.hstack(fates))
-    lost = json.loads((bucket / "counts.json").read_text())["lost_pairs"]
+    fallen = unused(_candidates(rows, kind), rows.hstack(fates), kind)
+    lost = json.loads((bucket / "counts.json").read_text())["lost"]
     lost |= {reason: int((fates["lost"] == reason).sum()) for reason in reasons}
-    save(folder, pairs.filter(fates["lost"].is_null()), pl.concat([rejects, fallen]), lost)
+    save(folder, kind, rows.filter(fates["lost"].is_null()), pl.concat([rejects, fallen]), lost)
 
 
-def _candidates(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Each candidate of some pairs once."""
+def _candidates(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """Each candidate of some rows once."""
     sides = [
-        pairs.select(
+        rows.select(
             "prompt_id",
             "cluster_id",
             candidate=number,
@@ -149,12 +167,23 @@ def _candidates(pairs: pl.DataFrame) -> pl.DataFrame:
             origin_row=f"{side}_row",
             completion_index=f"{side}_index",
         )
-        for side, number in (("chosen", "better"), ("rejected", "worse"))
+        for side, number in zip(schema.SIDES[kind], PLACES[kind], strict=True)
     ]
     return pl.concat(sides).unique("candidate", keep="first", maintain_order=True)
 
 
-def _neighbours(bucket: int, among: Neighbours, how: Pairing) -> pl.DataFrame:
+def _characters(side: str) -> pl.Expr:
+    return text_of(side).str.strip_chars().str.len_chars()
+
+
+# Whether chosen is the longer answer, which nothing asks of labels.
+_LONGER = {
+    "pairs": _characters("chosen") > _characters("rejected"),
+    "labels": pl.repeat(False, pl.len(), dtype=pl.Boolean),
+}
+
+
+def _neighbours(bucket: int, among: Neighbours) -> pl.DataFrame:
     """Of each distinct prompt of the bucket: prompt_id, cluster_id, and for a near-duplicate its twin, the similarity,
     and whether it is `torn`: its cluster joins old ones of both sides of the split."""
     ids = np.load(among.buckets[bucket] / "ids.npy")
@@ -169,7 +198,7 @@ def _neighbours(bucket: int, among: Neighbours, how: Pairing) -> pl.DataFrame:
             "prompt_id": [own[number] for number in members - first],
             "cluster_id": _hexadecimal(look_up(heads, "ids", among.buckets, among.counts)),
             "is_first": heads == members,
-            "torn": np.isin(heads, _torn(among, how)),
+            "torn": np.isin(heads, _torn(among)),
             "similarity": similarity,
             "twin": [f"{among.files[part]}, row {row}" for part, row in where.tolist()],
         },
@@ -183,10 +212,10 @@ def _neighbours(bucket: int, among: Neighbours, how: Pairing) -> pl.DataFrame:
     )
 
 
-def _torn(among: Neighbours, how: Pairing) -> npt.NDArray[np.int64]:
+def _torn(among: Neighbours) -> npt.NDArray[np.int64]:
     """Representatives of clusters that join clusters of the data set before which lie on different sides."""
     joined = np.load(among.clusters / "joined.npy")
-    sides = held_out(look_up(joined.ravel(), "ids", among.buckets, among.counts)[:, 0], how).reshape(-1, 2)
+    sides = held_out(look_up(joined.ravel(), "ids", among.buckets, among.counts)[:, 0], among.split).reshape(-1, 2)
     torn: npt.NDArray[np.int64] = joined[sides[:, 0] != sides[:, 1], 0]
     return torn
 
@@ -213,15 +242,17 @@ def _drop_near(
     return answers.join(gone, on="group", how="anti", maintain_order="left"), prompts.filter(~falls)
 
 
-def _drop_repeated(answers: pl.DataFrame, repeated: pl.DataFrame, fates: list[pl.DataFrame]) -> pl.DataFrame:
-    """Without the answers that repeat an earlier one, and without those that are then alone or tied."""
+def _drop_repeated(
+    answers: pl.DataFrame, repeated: pl.DataFrame, set_rules: Iterable[str], fates: list[pl.DataFrame]
+) -> pl.DataFrame:
+    """Without the answers that repeat an earlier one, and without those that then break a rule over their set."""
     marked = (
         answers.with_row_index("at").cast({"at": pl.Int64}).join(repeated, on="at", how="left", maintain_order="left")
     )
     gone = marked.filter(pl.col("reason").is_not_null())
     fates.append(tables.rejects(gone, "dedupe", pl.col("reason"), pl.col("detail")))
     left = marked.filter(pl.col("reason").is_null()).select(answers.columns)
-    for reason in ("too_few_candidates", "tied"):
+    for reason in set_rules:
         rule, detail = SET_RULES[reason]
         verdict = left.select(keep=rule)["keep"]
         fates.append(tables.rejects(left.filter(~verdict), "filter", reason, detail))
@@ -244,14 +275,18 @@ def _pairs(answers: pl.DataFrame, prompts: pl.DataFrame, strategy: Call) -> pl.D
     chosen, rejected = answers[edges["better"]], answers[edges["worse"]]
     if not chosen["group"].equals(rejected["group"]):
         raise UsageError(f"[build.binarize] {strategy.name}: it pairs answers of different groups.")
-    shared = prompts.select("group", "prompt", "source", "lang", "lang_prob", "langs", "entry")
-    pairs = edges.hstack(_side(chosen, "chosen")).hstack(_side(rejected, "rejected"))
-    pairs = pairs.hstack(chosen.select("group", "prompt_id", "cluster_id"))
-    pairs = pairs.join(shared, on="group", how="left", maintain_order="left")
+    pairs = edges.hstack(side_of(chosen, "chosen")).hstack(side_of(rejected, "rejected"))
+    pairs = with_prompts(pairs.hstack(chosen.select("group", "prompt_id", "cluster_id")), prompts)
     return pairs.with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"), strategy=pl.lit(strategy.name))
 
 
-def _side(answers: pl.DataFrame, name: str) -> pl.DataFrame:
+def with_prompts(rows: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a `group` with what is known of its prompt."""
+    shared = prompts.select("group", "prompt", "source", "lang", "lang_prob", "langs", "entry")
+    return rows.join(shared, on="group", how="left", maintain_order="left")
+
+
+def side_of(answers: pl.DataFrame, name: str) -> pl.DataFrame:
     """The columns of one side: a message list, and where it comes from."""
     message = pl.struct(role=pl.lit("assistant"), content="response")
     columns = {
@@ -268,9 +303,12 @@ def _side(answers: pl.DataFrame, name: str) -> pl.DataFrame:
     )
 
 
-def _judge(pairs: pl.DataFrame, rules: dict[str, tuple[pl.Expr, str]]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Mark each pair with the first rule that it breaks: columns `lost` (null: none) and `detail`; and count them."""
-    left = pairs.with_row_index("pair")
+def judge(
+    rows: pl.DataFrame, kind: str, rules: Mapping[str, tuple[pl.Expr, str]]
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Mark each row with the first rule that it breaks: columns `lost` (null: none) and `detail`; and count them."""
+    texts = [f"{side}_text" for side in schema.SIDES[kind]]
+    left = rows.with_row_index("at")
     fallen: list[pl.DataFrame] = []
     for name, (rule, options) in rules.items():
         try:
@@ -278,40 +316,44 @@ def _judge(pairs: pl.DataFrame, rules: dict[str, tuple[pl.Expr, str]]) -> tuple[
         except pl.exceptions.PolarsError as error:
             raise UsageError(f"[[build.filters]] {name} failed: {error}") from error
         broken = left.filter(~verdict)
-        detail = tables.seen(rule, options, broken.drop(TEXTS))
-        fallen.append(broken.select("pair", lost=pl.lit(name), detail=detail))
+        detail = tables.seen(rule, options, broken.drop(texts))
+        fallen.append(broken.select("at", lost=pl.lit(name), detail=detail))
         left = left.filter(verdict)
-    marks = pl.concat([pl.DataFrame(schema={"pair": pl.UInt32, "lost": pl.String, "detail": pl.String}), *fallen])
-    judged = pairs.with_row_index("pair").join(marks, on="pair", how="left", maintain_order="left").drop("pair")
+    marks = pl.concat([pl.DataFrame(schema={"at": pl.UInt32, "lost": pl.String, "detail": pl.String}), *fallen])
+    judged = rows.with_row_index("at").join(marks, on="at", how="left", maintain_order="left").drop("at")
     return judged, {name: len(marked) for name, marked in zip(rules, fallen, strict=True)}
 
 
-def unpaired(answers: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Candidates in no surviving pair, with the rule that took their first pair, or "not_selected"."""
-    sides = [pairs.select("lost", "detail", candidate=side) for side in ("better", "worse")]
+def unused(answers: pl.DataFrame, judged: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """Candidates in no row that stays, with the rule that took their first one, or "not_selected"."""
+    sides = [judged.select("lost", "detail", candidate=place) for place in PLACES[kind]]
     touched = pl.concat(sides).group_by("candidate", maintain_order=True)
-    fate = touched.agg(pl.col("lost").is_null().any().alias("paired"), pl.col("lost", "detail").first())
+    fate = touched.agg(pl.col("lost").is_null().any().alias("stays"), pl.col("lost", "detail").first())
     left = answers.join(fate, on="candidate", how="left", maintain_order="left")
-    left = left.filter(~pl.col("paired").fill_null(False)).with_columns(pl.col("lost").fill_null("not_selected"))
+    left = left.filter(~pl.col("stays").fill_null(False)).with_columns(pl.col("lost").fill_null("not_selected"))
     return tables.rejects(left, "binarize", pl.col("lost"), pl.col("detail"))
 
 
-def _finish(pairs: pl.DataFrame, how: Pairing) -> pl.DataFrame:
-    """Ids, split and order: functions of the text, the cluster and the seed alone."""
-    texts = pairs.select(
-        pl.col("prompt_id").cast(pl.Binary), *(text_of(side).cast(pl.Binary).alias(side) for side in SIDES)
+def placed(judged: pl.DataFrame, kind: str, split: Split) -> pl.DataFrame:
+    """The rows that stay, with ids, split and order, which are functions of the text, the cluster and the seed alone;
+    sorted."""
+    rows = judged.filter(pl.col("lost").is_null())
+    texts = rows.select(
+        pl.col("prompt_id").cast(pl.Binary),
+        *(text_of(side).cast(pl.Binary).alias(side) for side in schema.SIDES[kind]),
     )
-    order = keys_of(pairs["prompt_id"]) ^ np.uint64(uniform(str(how.seed), "order"))
-    return pairs.with_columns(
-        pl.Series("pair_id", [digest_bytes(*row) for row in texts.iter_rows()], pl.String),
-        pl.Series("test", held_out(keys_of(pairs["cluster_id"]), how), pl.Boolean),
+    order = keys_of(rows["prompt_id"]) ^ np.uint64(uniform(str(split.seed), "order"))
+    columns = [
+        pl.Series(schema.IDS[kind], [digest_bytes(*row) for row in texts.iter_rows()], pl.String),
+        pl.Series("test", held_out(keys_of(rows["cluster_id"]), split), pl.Boolean),
         pl.Series("order", order, pl.UInt64),
-    ).select(PART_PAIRS.names)
+    ]
+    return rows.with_columns(columns).select(PART[kind].names).sort(SORT[kind])
 
 
-def held_out(keys: npt.NDArray[np.uint64], how: Pairing) -> npt.NDArray[np.bool_]:
+def held_out(keys: npt.NDArray[np.uint64], split: Split) -> npt.NDArray[np.bool_]:
     """Whether the clusters with these keys (the first 64 bits of their id) are on the test side."""
-    drawn: npt.NDArray[np.bool_] = scrambled(keys ^ np.uint64(uniform(str(how.seed), "split"))) < how.test * 2**64
+    drawn: npt.NDArray[np.bool_] = scrambled(keys ^ np.uint64(uniform(str(split.seed), "split"))) < split.test * 2**64
     return drawn
 
 

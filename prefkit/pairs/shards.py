@@ -1,4 +1,4 @@
-"""Task 6: sorted pairs of all buckets -> Parquet shards, the same bytes whatever the parts were.
+"""Task 6: sorted pairs (or labels) of all buckets -> Parquet shards, the same bytes whatever the parts were.
 
 Shard i of n holds the prompts whose seeded hash lies in the i-th n-th of its range, sorted by that hash: the order is
 random with respect to the input and needs no shuffle. Each part is already sorted, so a shard reads only its rows.
@@ -25,11 +25,12 @@ from pydantic import Field
 from prefkit import schema
 from prefkit.manifest import file_sha256
 from prefkit.pairs import tables
-from prefkit.pairs.select import PART_PAIRS, SORT
+from prefkit.pairs.select import PART, SORT
 
 REPEATING = [
-    "prompt.list.element.role", "chosen.list.element.role", "rejected.list.element.role", "source", "chosen_model",
-    "rejected_model", "strategy", "lang", "origin_file", "stage", "reason",
+    "prompt.list.element.role", "chosen.list.element.role", "rejected.list.element.role",
+    "completion.list.element.role", "source", "chosen_model", "rejected_model", "completion_model", "completion_file",
+    "strategy", "lang", "origin_file", "stage", "reason",
 ]  # fmt: skip
 REJECTS_A_FILE = 500_000
 ROW_GROUP_OF_REJECTS = 20_000
@@ -46,27 +47,28 @@ def shards(
     row_group: Annotated[int, Field(ge=1)] = 2_500,
     compression_level: Annotated[int, Field(ge=1, le=22)] = 1,
 ) -> tuple[int, int, int]:
-    """Size of the Parquet files and of their row groups, in pairs, and the level of their zstd compression."""
+    """Size of the Parquet files and of their row groups, in pairs (or labels), and the level of their compression by
+    zstd."""
     return pairs_per_shard, row_group, compression_level
 
 
 def write_shard(
-    folder: Path, parts: Sequence[Path], test: bool, number: int, count: int, row_group: int, level: int
+    folder: Path, parts: Sequence[Path], kind: str, test: bool, number: int, count: int, row_group: int, level: int
 ) -> None:
     """Write shard `number` of `count` of a split as data.parquet, and what it holds as shard.json."""
     low, high = (number << 64) // count, ((number + 1) << 64) // count
     pieces = [piece for part in parts for piece in _slice(part, test, low, high)]
-    rows = pl.concat([tables.empty(PART_PAIRS), *pieces]).sort(SORT)
-    _write(folder, rows, schema.PAIRS, row_group, level)
+    rows = pl.concat([tables.empty(PART[kind]), *pieces]).sort(SORT[kind])
+    _write(folder, rows, schema.TABLES[kind], row_group, level)
 
 
 def _slice(part: Path, test: bool, low: int, high: int) -> Iterator[pl.DataFrame]:
-    """The rows of a part's pairs.arrow that belong to one split and whose order lies in [low, high)."""
+    """The rows of a part's rows.arrow that belong to one split and whose order lies in [low, high)."""
     begin, end = np.searchsorted(np.load(part / "test.npy"), [test, test + 1])
     order = np.load(part / "order.npy")[begin:end]
     first = begin + np.searchsorted(order, np.uint64(low))
     last = end if high == 1 << 64 else begin + np.searchsorted(order, np.uint64(high))
-    yield from tables.read_rows(part / "pairs.arrow", int(first), int(last))
+    yield from tables.read_rows(part / "rows.arrow", int(first), int(last))
 
 
 def write_rejects(folder: Path, parts: Sequence[Path], counts: Sequence[int], number: int, level: int) -> None:

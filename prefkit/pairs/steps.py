@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from prefkit.pairs.decontaminate import Decontamination, write_index
 from prefkit.pairs.engine import RunTasks, Task, key
 from prefkit.pairs.extend import Before
 from prefkit.pairs.inputs import Part, RawFile
+from prefkit.pairs.label import label_bucket
 from prefkit.pairs.options import Input, Options, fingerprint
 from prefkit.pairs.publish import PlannedFile
 from prefkit.pairs.read import Reading, read_part
-from prefkit.pairs.select import Neighbours, Pairing, select_bucket
+from prefkit.pairs.select import Neighbours, Pairing, Split, select_bucket
 from prefkit.pairs.shards import REJECTS_A_FILE, write_rejects, write_shard
-from prefkit.pairs.unite import unite_bucket
+from prefkit.pairs.unite import TEXT_RULES, unite_bucket
 from prefkit.resolve import Call
 
 BUCKET_BYTES = 64 << 20
@@ -128,7 +129,9 @@ class Steps:
     def unite(self, buckets: list[Bucket]) -> list[Path]:
         """Prompts and answers of a bucket -> its sets of answers, and sketches of its prompts."""
         how = self.options.dedupe.function()().uniting
-        shared = [self.options.dedupe.options, self.before.sha256]
+        if self.options.labels:
+            how = replace(how, rules=TEXT_RULES)
+        shared = [self.options.dedupe.options, self.before.sha256, how.rules]
         tasks = [
             Task(
                 self.work / "unite" / key(one.low, one.high, one.parts.name, *shared),
@@ -174,26 +177,25 @@ class Steps:
         return Task(self.work / "sketches" / key(clusters.name), extend.write_sketches, arguments, lasting=True)
 
     def select(self, buckets: list[Bucket], united: list[Path], clusters: Path) -> tuple[list[Path], Path]:
-        """Sets of answers -> pairs, sorted for the shards, and the reasons of all other candidates; and the sketches,
-        which need no more than these."""
+        """Sets of answers -> pairs or labels, sorted for the shards, and the reasons of all other candidates; and the
+        sketches, which need no more than these."""
         options = self.options
         known = self.before.known
         sketched = [*known.sketches, *united]
         files = [*known.files, *(given.file.name for given in self.sources)]
         drop = options.dedupe.function()().uniting.drop
         twins = self.twins(buckets, united)
-        among = Neighbours(sketched, _prompts(sketched), files, clusters, drop, len(known.sketches), twins)
-        how = Pairing(options.binarize, options.pair_filters, *options.split.function()())
-        shared = [
-            clusters.name,
-            twins and twins.clusters.name,
-            drop,
-            how.test,
-            how.seed,
-            *map(_identity, [how.strategy, *how.filters]),
-        ]
+        split = Split(*options.split.function()())
+        among = Neighbours(sketched, _prompts(sketched), files, clusters, drop, split, len(known.sketches), twins)
+        select: Callable[..., None]
+        if options.labels:
+            select, how = label_bucket, options.labels.function()()
+        else:
+            select, how = select_bucket, Pairing(options.binarize, options.pair_filters)
+        decisive = [options.labels] if options.labels else [options.binarize, *options.pair_filters]
+        shared = [clusters.name, twins and twins.clusters.name, drop, *split, *map(_identity, decisive)]
         tasks = [
-            Task(self.work / "select" / key(number, folder.name, *shared), select_bucket, (number, rows, among, how))
+            Task(self.work / "select" / key(number, folder.name, *shared), select, (number, rows, among, how))
             for number, (folder, rows) in enumerate(zip(united, buckets, strict=True), len(known.sketches))
         ]
         sketches = self.sketches(united, clusters)
@@ -204,7 +206,7 @@ class Steps:
         """Pairs -> those that nobody flagged, where there are flags; and what is to be said of these."""
         if self.options.exclude is None:
             return selected, []
-        left = exclude.leave_out(selected, self.options.exclude, self.work, self.run)
+        left = exclude.leave_out(selected, self.options.kind, self.options.exclude, self.work, self.run)
         return left, exclude.remarks(left, self.options.exclude)
 
     def mix(self, selected: list[Path]) -> list[Path]:
@@ -219,7 +221,7 @@ class Steps:
             self.options.balance.function()(),
             seed,
         )
-        return mix.trim(selected, quotas, self.work, self.run)
+        return mix.trim(selected, self.options.kind, quotas, self.work, self.run)
 
     def write(self, read: list[Path], selected: list[Path]) -> list[PlannedFile]:
         """Pairs and rejects -> Parquet files, with their splits and names."""
@@ -230,7 +232,7 @@ class Steps:
         for split in ("train", "test"):
             count = -(-sum(total[split] for total in totals) // pairs_per_shard)
             for number in range(count):
-                arguments = (selected, split == "test", number, count, row_group, level)
+                arguments = (selected, self.options.kind, split == "test", number, count, row_group, level)
                 folder = self.work / "write" / key(names, split, number, count, row_group, level)
                 name = f"data/{split}-{number:05d}-of-{count:05d}{self.before.suffix}.parquet"
                 planned.append(PlannedFile(Task(folder, write_shard, arguments, lasting=True), split, name))

@@ -35,7 +35,8 @@ OF_PROMPTS = ("absolute", "prompt_id", "canonical", "origin_file", "origin_row")
 OF_ANSWERS = ("completion_index", "score", "text", "origin_file", "origin_row")
 
 # Rules over a set that no pipeline can turn off: a pair needs two different answers, and scores that say which is
-# better. They come before duplicates are looked for, so that the first of them is one that can give a pair.
+# better; labels need that no text has two. They come before duplicates are looked for, so that the first of them is one
+# that can give a pair.
 SET_RULES: dict[str, tuple[pl.Expr, str | pl.Expr]] = {
     "identical_responses": (
         pl.col("score").n_unique().over("group", "text") == 1,
@@ -48,6 +49,8 @@ SET_RULES: dict[str, tuple[pl.Expr, str | pl.Expr]] = {
     "too_few_candidates": (pl.len().over("group") >= 2, ""),
     "tied": (pl.col("score").n_unique().over("group") > 1, pl.format("all answers that are left score {}", "score")),
 }
+TEXT_RULES = ("identical_responses", "repeated_response")  # what labels need as well
+SCORE_RULES = ("too_few_candidates", "tied")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Uniting:
     on_duplicate: str  # first, merge
     drop: bool
     sketching: Sketching
+    rules: tuple[str, ...] = (*TEXT_RULES, *SCORE_RULES)
 
 
 class Sketches(NamedTuple):
@@ -98,7 +102,8 @@ def unite_bucket(folder: Path, bucket: Bucket, how: Uniting, known: Known) -> No
     sets = _sets(prompts, how)
     answers = answers.join(sets, on="ordinal", how="left").sort("group", "ordinal", "at")
     rejects = [tables.empty(schema.REJECTS)]
-    for reason, (rule, detail) in SET_RULES.items():
+    for reason in how.rules:
+        rule, detail = SET_RULES[reason]
         verdict = answers.select(keep=rule)["keep"]
         rejects.append(tables.rejects(answers.filter(~verdict), "filter", reason, detail))
         answers = answers.filter(verdict)

@@ -1,12 +1,17 @@
 """`prefkit verify DIR`: prove from the files alone that a data set is whole and what its manifest says.
 
 Checked: every file's size, SHA-256, rows and schema; that the generations before are still in it; that the stages of
-the manifest add up and end in the pairs; that every pair is a real preference; that no cluster stands in both splits;
-and conservation: each raw row, and each candidate, is either in a pair or in REJECTS, once.
+the manifest add up and end in the pairs; that every pair is a real preference, and every answer has one label; that no
+cluster stands in both splits; and conservation: each raw row, and each candidate, is either in the data or in REJECTS,
+once.
+
+Of what `prefkit adopt` made, which has neither stages nor rejects: the files, and that equal conversations have one
+split.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -17,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefkit import manifest, schema
-from prefkit.manifest import Manifest, Shard, StageReport
+from prefkit.manifest import Manifest, Shard
 from prefkit.pairs import extend
 from prefkit.pairs.publish import files_of
 
@@ -28,23 +33,32 @@ CANDIDATE = [*ROW, "completion_index"]
 def verify(folder: Path) -> list[str]:
     """What is wrong with the data set in `folder`, as sentences; empty if nothing. DataError if it has no manifest."""
     record = manifest.read(folder)
-    wrong = [problem for shard in record.shards for problem in _shard(folder, shard)]
+    wrong = [problem for shard in record.shards for problem in _shard(folder, shard, record.kind)]
     if (folder / "sketches").is_dir():  # without them a data set is whole, but cannot be added to
         wrong += extend.damaged(folder, record)
     listed = {file.path for files in (record.shards, record.sketches) for file in files}
     present = {path.relative_to(folder).as_posix() for path in files_of(folder)}
     wrong += [f"{name}: not in the manifest." for name in sorted(present - listed)]
     whole = not wrong
+    if record.kind == "conversations":
+        return wrong + (list(_conversations(folder, record)) if whole else [])
     wrong += _generations(record)
     wrong += _stages(record)
     if whole:  # of damaged files the rest would only say the same in other words
-        wrong += _preferences(folder, record)
-        wrong += _leaks(folder, record)
+        wrong += _preferences(folder, record) if record.kind == "pairs" else _labels(folder, record)
+        wrong += _leaks(folder, record, "cluster_id", "clusters")
         wrong += _conservation(folder, record)
     return wrong
 
 
-def _shard(folder: Path, shard: Shard) -> Iterator[str]:
+def _conversations(folder: Path, record: Manifest) -> Iterator[str]:
+    rows, held = sum(file.rows for file in record.inputs), record.rows("train") + record.rows("test")
+    if rows != held:
+        yield f"conservation: {rows:,} rows came in, but the shards hold {held:,}."
+    yield from _leaks(folder, record, "prompt_id", "conversations")
+
+
+def _shard(folder: Path, shard: Shard, kind: manifest.Kind) -> Iterator[str]:
     path = folder / shard.path
     if not path.is_file():
         yield f"{shard.path}: missing."
@@ -60,9 +74,9 @@ def _shard(folder: Path, shard: Shard) -> Iterator[str]:
     except pa.ArrowInvalid as error:
         yield f"{shard.path}: not readable as Parquet ({str(error).splitlines()[0]})."
         return
-    expected = schema.REJECTS if shard.split == "rejects" else schema.PAIRS
-    if not file.schema_arrow.equals(expected):
-        yield f"{shard.path}: its columns are not those of {'REJECTS' if shard.split == 'rejects' else 'PAIRS'}."
+    name = "rejects" if shard.split == "rejects" else kind
+    if not file.schema_arrow.equals(schema.TABLES[name]):
+        yield f"{shard.path}: its columns are not those of {name.upper()}."
     if file.metadata.num_rows != shard.rows:
         yield f"{shard.path}: {file.metadata.num_rows:,} rows, but the manifest says {shard.rows:,}."
 
@@ -89,10 +103,10 @@ def _stages(record: Manifest) -> Iterator[str]:
                 f"manifest: {later.stage} takes in {later.came_in:,} candidates, "
                 f"but {earlier.stage} gave {earlier.went_out:,}."
             )
-    pairs = sum(stage.went_out for stage in record.stages if stage.unit == "pairs")
+    said = sum(stage.went_out for stage in record.stages if stage.unit == record.kind)
     held = record.rows("train") + record.rows("test")
-    if pairs != held:
-        yield f"manifest: {pairs:,} pairs by its stages, but its shards hold {held:,}."
+    if said != held:
+        yield f"manifest: {said:,} {record.kind} by its stages, but its shards hold {held:,}."
 
 
 def _scan(folder: Path, record: Manifest, *splits: str) -> Iterator[tuple[Shard, pl.LazyFrame]]:
@@ -119,43 +133,62 @@ def _preferences(folder: Path, record: Manifest) -> Iterator[str]:
                 yield f"{shard.path}: {count:,} pairs in which {name}."
 
 
-def _leaks(folder: Path, record: Manifest) -> Iterator[str]:
+def _labels(folder: Path, record: Manifest) -> Iterator[str]:
+    text = pl.col("completion").list.last().struct.field("content")
+    broken = {
+        "an answer has no label": pl.col("label").is_null(),
+        "an answer has no score": pl.col("completion_score").is_null(),
+        "the answer is empty": text.str.strip_chars() == "",
+        "the prompt is empty": pl.col("prompt").list.len() == 0,
+        "a text stands under its prompt before": pl.col("answer_id").is_duplicated(),
+    }
+    bounds: dict[bool, list[float]] = {True: [], False: []}
+    for shard, rows in _scan(folder, record, "train", "test"):
+        counts = rows.select(rule.sum().alias(name) for name, rule in broken.items()).collect().row(0, named=True)
+        yield from (f"{shard.path}: {count:,} rows in which {name}." for name, count in counts.items() if count)
+        score = pl.col("completion_score")
+        for label, low, high in rows.group_by("label").agg(score.min().alias("low"), high=score.max()).collect().rows():
+            if label is not None:
+                bounds[label].append(low if label else high)
+    if not record.generations and min(bounds[True], default=math.inf) <= max(bounds[False], default=-math.inf):
+        yield "labels: an answer with a good label is scored no higher than one with a bad label."
+
+
+def _leaks(folder: Path, record: Manifest, column: str, what: str) -> Iterator[str]:
     sides = [
         pl.concat(
-            [rows.select("cluster_id").unique().collect() for _, rows in _scan(folder, record, split)] or [_NO_CLUSTERS]
+            [rows.select(column).unique().collect() for _, rows in _scan(folder, record, split)]
+            or [pl.DataFrame(schema={column: pl.String})]
         )
         for split in ("train", "test")
     ]
-    both = sides[0].unique().join(sides[1].unique(), on="cluster_id", how="semi")
+    both = sides[0].unique().join(sides[1].unique(), on=column, how="semi")
     if len(both):
-        yield f"leak: {len(both):,} clusters stand in train and in test, for example {both['cluster_id'][0]}."
-
-
-_NO_CLUSTERS = pl.DataFrame(schema={"cluster_id": pl.String})
+        yield f"leak: {len(both):,} {what} stand in train and in test, for example {both[column][0]}."
 
 
 def _conservation(folder: Path, record: Manifest) -> Iterator[str]:
     sides = [
         rows.select(origin_file=f"{side}_file", origin_row=f"{side}_row", completion_index=f"{side}_index").collect()
         for _, rows in _scan(folder, record, "train", "test")
-        for side in ("chosen", "rejected")
+        for side in schema.SIDES[record.kind]
     ]
     rejects = [rows.select("stage", "reason", *CANDIDATE).collect() for _, rows in _scan(folder, record, "rejects")]
     fallen = pl.concat([*rejects, pl.DataFrame(schema=_FALLEN)])
-    paired = pl.concat([*sides, pl.DataFrame(schema={name: _FALLEN[name] for name in CANDIDATE})]).unique()
+    kept = pl.concat([*sides, pl.DataFrame(schema={name: _FALLEN[name] for name in CANDIDATE})]).unique()
     candidates = fallen.filter(pl.col("completion_index").is_not_null())
     if twice := len(fallen) - len(fallen.unique(CANDIDATE)):
         yield f"rejects: {twice:,} rows or candidates were rejected twice."
-    if both := len(candidates.join(paired, on=CANDIDATE, how="semi")):
-        yield f"conservation: {both:,} candidates are in a pair and in rejects."
+    if both := len(candidates.join(kept, on=CANDIDATE, how="semi")):
+        yield f"conservation: {both:,} candidates are in {record.kind} and in rejects."
     total = next((stage.came_in for stage in record.stages if stage.unit == "candidates"), 0)
-    if total != len(candidates) + len(paired):
+    if total != len(candidates) + len(kept):
         yield (
             f"conservation: {total:,} candidates came in, "
-            f"{len(paired):,} are in pairs and {len(candidates):,} in rejects."
+            f"{len(kept):,} are in {record.kind} and {len(candidates):,} in rejects."
         )
-    yield from _rows(record, pl.concat([paired.select(ROW), fallen.select(ROW)]).unique())
-    yield from _reasons(record.stages, fallen)
+    yield from _rows(record, pl.concat([kept.select(ROW), fallen.select(ROW)]).unique())
+    yield from _reasons(record, fallen)
 
 
 _FALLEN = {
@@ -171,15 +204,16 @@ def _rows(record: Manifest, seen: pl.DataFrame) -> Iterator[str]:
     by_file = dict(seen.group_by("origin_file").len().iter_rows())
     for file in record.inputs:
         if (count := by_file.pop(file.path, 0)) != file.rows:
-            yield f"conservation: {file.path} has {file.rows:,} rows, of which {count:,} are in pairs or rejects."
+            where = f"{record.kind} or rejects"
+            yield f"conservation: {file.path} has {file.rows:,} rows, of which {count:,} are in {where}."
     for name in by_file:
         yield f"conservation: rows of {name}, which is not among the inputs."
 
 
-def _reasons(stages: list[StageReport], fallen: pl.DataFrame) -> Iterator[str]:
+def _reasons(record: Manifest, fallen: pl.DataFrame) -> Iterator[str]:
     said: Counter[tuple[str, bool, str]] = Counter()
-    for stage in stages:
-        if stage.unit != "pairs":
+    for stage in record.stages:
+        if stage.unit != record.kind:
             for reason, count in stage.rejected.items():
                 said[stage.stage, stage.unit == "rows", reason] += count
     found = fallen.group_by("stage", pl.col("completion_index").is_null(), "reason").len()

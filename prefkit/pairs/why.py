@@ -1,6 +1,6 @@
-"""`prefkit why DIR ROW_OR_ID`: what happened to one raw row, prompt or pair of a finished data set.
+"""`prefkit why DIR ROW_OR_ID`: what happened to one raw row, prompt, pair or labelled answer of a finished data set.
 
-    asked ─▶ a row, a prompt or a pair ─▶ its pairs and rejects ─▶ the other rows of its clusters
+    asked ─▶ a row, a prompt or a pair ─▶ its pairs (or labels) and rejects ─▶ the other rows of its clusters
 
 It works from the Parquet files alone. Each question is a filter that polars pushes into the scan: of all rows only the
 few columns that the filter names are read, row groups whose statistics exclude an id are skipped, and no more than
@@ -32,40 +32,48 @@ HEAD = 80  # characters of a text that are shown
 RAW_HEAD = 200  # bytes of a row that could not be read
 MOST = 20  # rows of a cluster, or matches, that are listed
 FEWEST_DIGITS, ID_DIGITS = 6, 32
-SIDES = (("chosen", "rejected"), ("rejected", "chosen"))
+OTHER = {"chosen": "rejected", "rejected": "chosen"}
+UNITS = {"pair": "pairs", "answer": "labels"}  # what has an id of its own, by the kind of a data set
 PLACE = {"split": pl.String, "shard": pl.String, "shard_row": pl.UInt32}
 
 
 def why(folder: Path, asked: str) -> dict[str, Any]:
-    """What happened to what `asked` names, as JSON-able facts: `rows` with their candidates, `pairs`, `clusters`.
+    """What happened to what `asked` names, as JSON-able facts: `rows` with their candidates, `pairs` or `labels`,
+    `clusters`.
 
     `asked` is FILE:ROW (any unique end of the recorded file name), ROW alone where there is one input file, or a
-    prompt_id or pair_id (or at least its first six digits). Where it names several things, the facts are only their
-    `matches`. Raises DataError where it names nothing, and UsageError where it is none of these.
+    prompt_id, pair_id or answer_id (or at least its first six digits). Where it names several things, the facts are
+    only their `matches`. Raises DataError where it names nothing, and UsageError where it is none of these.
     """
     record = manifest.read(folder)
-    pairs, rejects = _scan(folder, record, "train", "test"), _scan(folder, record, "rejects")
-    matches = [*_rows_named(record, pairs, rejects, asked), *_ids_named(pairs, rejects, asked)]
+    if record.kind == "conversations":
+        raise DataError(
+            f"{folder}: holds conversations of prefkit adopt, of which no row fell; there is nothing to ask."
+        )
+    unit = next(unit for unit, kind in UNITS.items() if kind == record.kind)
+    kept, rejects = _scan(folder, record, "train", "test"), _scan(folder, record, "rejects")
+    matches = [*_rows_named(record, kept, rejects, asked), *_ids_named(unit, kept, rejects, asked)]
     if not matches:
         raise DataError(f"{folder}: {_nothing(record, asked)}")
     if len(matches) > 1:
         return {"asked": asked, "matches": [f"{kind} {_shown(name)}" for kind, name in matches]}
     ((kind, name),) = matches
-    in_pairs, in_rejects = _filters(kind, name)
-    found = [_with_reason(pair, record) for pair in _collect(pairs.filter(in_pairs).select(**_PAIR))]
-    fallen = [] if kind == "pair" else _collect(rejects.filter(in_rejects).select(**_REJECT))
-    rows = [] if kind == "pair" else _rows(found, fallen, kind, name)
+    in_kept, in_rejects = _filters(kind, name, record)
+    found = [_with_reason(one, record) for one in _collect(kept.filter(in_kept).select(**_shown_columns(record)))]
+    fallen = [] if kind == unit else _collect(rejects.filter(in_rejects).select(**_REJECT))
+    rows = [] if kind == unit else _rows(found, fallen, kind, name, record)
     clusters = sorted({each["cluster_id"] for each in [*found, *fallen]} - {None})
     own = {(one["file"], one["row"]) for one in rows} or {
-        (found[0][f"{a}_file"], found[0][f"{a}_row"]) for a, _ in SIDES
+        (found[0][f"{side}_file"], found[0][f"{side}_row"]) for side in schema.SIDES[record.kind]
     }
-    others = _clusters(pairs, rejects, clusters, own) if clusters else []
-    return {"asked": asked, "kind": kind, "name": _shown(name), "rows": rows, "pairs": found, "clusters": others}
+    others = _clusters(kept, rejects, clusters, own, record) if clusters else []
+    facts = {"rows": rows, record.kind: found, "clusters": others}
+    return {"asked": asked, "kind": kind, "name": _shown(name), **facts}
 
 
 def _scan(folder: Path, record: Manifest, *splits: str) -> pl.LazyFrame:
     """The rows of some splits, with the shard that each stands in and its row there."""
-    kind = schema.REJECTS if "rejects" in splits else schema.PAIRS
+    kind = schema.TABLES["rejects" if "rejects" in splits else record.kind]
     nothing = tables.empty(kind).with_columns(pl.lit(None, kind).alias(name) for name, kind in PLACE.items())
     frames = [nothing.lazy()]
     for shard in record.shards:
@@ -86,11 +94,13 @@ def _head(text: pl.Expr) -> pl.Expr:
     return text.list.last().struct.field("content").str.slice(0, HEAD)
 
 
-_PAIR = {
-    **{name: pl.col(name) for name in schema.PAIRS.names if name not in ("prompt", "chosen", "rejected")},
-    **{name: _head(pl.col(name)) for name in ("prompt", "chosen", "rejected")},
-    **{name: pl.col(name) for name in PLACE},
-}
+def _shown_columns(record: Manifest) -> dict[str, pl.Expr]:
+    """What is shown of a pair or a labelled answer: of texts their beginning, and the place in the shard."""
+    texts = ("prompt", *schema.SIDES[record.kind])
+    names = [*schema.TABLES[record.kind].names, *PLACE]
+    return {name: _head(pl.col(name)) if name in texts else pl.col(name) for name in names}
+
+
 _REJECT = {
     **{name: pl.col(name) for name in schema.REJECTS.names},
     "raw": pl.col("raw").bin.head(RAW_HEAD),
@@ -101,15 +111,16 @@ def _row_is(name: tuple[str, int], side: str) -> pl.Expr:
     return (pl.col(f"{side}_file") == name[0]) & (pl.col(f"{side}_row") == name[1])
 
 
-def _filters(kind: str, name: Any) -> tuple[pl.Expr, pl.Expr]:
-    """Of PAIRS and of REJECTS: which rows a match is about."""
+def _filters(kind: str, name: Any, record: Manifest) -> tuple[pl.Expr, pl.Expr]:
+    """Of PAIRS or LABELS and of REJECTS: which rows a match is about."""
     if kind == "row":
-        return _row_is(name, "chosen") | _row_is(name, "rejected"), _row_is(name, "origin")
+        sides = (_row_is(name, side) for side in schema.SIDES[record.kind])
+        return pl.any_horizontal(*sides), _row_is(name, "origin")
     return pl.col(f"{kind}_id") == name, pl.col("prompt_id") == name
 
 
 def _rows_named(
-    record: Manifest, pairs: pl.LazyFrame, rejects: pl.LazyFrame, asked: str
+    record: Manifest, kept: pl.LazyFrame, rejects: pl.LazyFrame, asked: str
 ) -> Iterator[tuple[str, tuple[str, int]]]:
     """The raw rows that FILE:ROW, or ROW alone, may mean and that the data set knows."""
     end, colon, digits = asked.rpartition(":")
@@ -117,18 +128,18 @@ def _rows_named(
     if not digits.isdecimal() or len(digits) > 18 or (not colon and len(names) > 1):
         return
     for file in [name for name in names if name == end] or [name for name in names if name.endswith(end)]:
-        in_pairs, in_rejects = _filters("row", (file, int(digits)))
-        known = (rows.filter(keep).select(pl.len()) for rows, keep in ((pairs, in_pairs), (rejects, in_rejects)))
+        in_kept, in_rejects = _filters("row", (file, int(digits)), record)
+        known = (rows.filter(keep).select(pl.len()) for rows, keep in ((kept, in_kept), (rejects, in_rejects)))
         if any(_collect(count)[0]["len"] for count in known):
             yield "row", (file, int(digits))
 
 
-def _ids_named(pairs: pl.LazyFrame, rejects: pl.LazyFrame, asked: str) -> Iterator[tuple[str, str]]:
-    """The pairs and prompts whose id begins with what was asked for."""
+def _ids_named(unit: str, kept: pl.LazyFrame, rejects: pl.LazyFrame, asked: str) -> Iterator[tuple[str, str]]:
+    """The pairs (or labelled answers) and prompts whose id begins with what was asked for."""
     low = asked.lower()
     if not FEWEST_DIGITS <= len(low) <= ID_DIGITS or set(low) - set("0123456789abcdef"):
         return
-    for kind, tables_of_kind in (("pair", [pairs]), ("prompt", [pairs, rejects])):
+    for kind, tables_of_kind in ((unit, [kept]), ("prompt", [kept, rejects])):
         name = f"{kind}_id"
         begins = pl.col(name).is_between(pl.lit(low), pl.lit(low.ljust(ID_DIGITS, "f")))  # a range uses statistics
         found = {row[name] for rows in tables_of_kind for row in _collect(rows.filter(begins).select(name).unique())}
@@ -151,7 +162,7 @@ def _nothing(record: Manifest, asked: str) -> str:
         raise UsageError(
             f'"{asked}" is neither FILE:ROW nor {FEWEST_DIGITS} to {ID_DIGITS} hexadecimal digits of an id.'
         )
-    return f"no pair_id and no prompt_id of it begins with {asked}."
+    return f"no {schema.IDS[record.kind]} and no prompt_id of it begins with {asked}."
 
 
 def _list(names: list[str]) -> str:
@@ -162,25 +173,28 @@ def _shown(name: Any) -> str:
     return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
 
 
-def _with_reason(pair: dict[str, Any], record: Manifest) -> dict[str, Any]:
-    """A pair with the draw of its cluster in [0, 1), which decides the split, and the share that it is compared to."""
+def _with_reason(one: dict[str, Any], record: Manifest) -> dict[str, Any]:
+    """A pair or labelled answer with the draw of its cluster in [0, 1), which decides the split, and the share that
+    it is compared to."""
     split = record.options["split"]
-    seeded = keys_of(pl.Series([pair["cluster_id"]])) ^ np.uint64(uniform(str(split["seed"]), "split"))
-    return pair | {"draw": float(scrambled(seeded)[0] / 2**64), "test_share": split["test"]}
+    seeded = keys_of(pl.Series([one["cluster_id"]])) ^ np.uint64(uniform(str(split["seed"]), "split"))
+    return one | {"draw": float(scrambled(seeded)[0] / 2**64), "test_share": split["test"]}
 
 
-def _rows(pairs: list[dict[str, Any]], rejects: list[dict[str, Any]], kind: str, name: Any) -> list[dict[str, Any]]:
+def _rows(
+    kept: list[dict[str, Any]], rejects: list[dict[str, Any]], kind: str, name: Any, record: Manifest
+) -> list[dict[str, Any]]:
     """The raw rows that a match is about, with the fate of each of their candidates, in order."""
     found: dict[tuple[str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
     unread: dict[tuple[str, int], dict[str, Any]] = {}
-    for pair in pairs:
-        for side, other in SIDES:
-            where = pair[f"{side}_file"], pair[f"{side}_row"]
+    for one in kept:
+        for side in schema.SIDES[record.kind]:
+            where = one[f"{side}_file"], one[f"{side}_row"]
             if kind != "row" or where == name:
-                identity = {name: pair[name] for name in ("prompt_id", "cluster_id")}
-                fresh = identity | {"text": pair[side], "pairs": []}
-                candidate = found[where].setdefault(pair[f"{side}_index"], fresh)
-                candidate["pairs"].append({"side": side, **_partner(pair, other)})
+                identity = {name: one[name] for name in ("prompt_id", "cluster_id")}
+                fresh = identity | {"text": one[side], record.kind: []}
+                candidate = found[where].setdefault(one[f"{side}_index"], fresh)
+                candidate[record.kind].append(_partner(one, side) if side in OTHER else _label(one))
     for reject in rejects:
         where = reject["origin_file"], reject["origin_row"]
         fate = {name: reject[name] for name in ("stage", "reason", "detail")}
@@ -200,21 +214,25 @@ def _rows(pairs: list[dict[str, Any]], rejects: list[dict[str, Any]], kind: str,
     ]
 
 
-def _partner(pair: dict[str, Any], other: str) -> dict[str, Any]:
-    partner = {f"partner_{name}": pair[f"{other}_{name}"] for name in ("file", "row", "index")}
-    return partner | {name: pair[name] for name in ("pair_id", "margin", *PLACE)}
+def _partner(pair: dict[str, Any], side: str) -> dict[str, Any]:
+    partner = {f"partner_{name}": pair[f"{OTHER[side]}_{name}"] for name in ("file", "row", "index")}
+    return {"side": side, **partner, **{name: pair[name] for name in ("pair_id", "margin", *PLACE)}}
+
+
+def _label(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: answer[name] for name in ("label", "completion_score", "answer_id", *PLACE)}
 
 
 def _clusters(
-    pairs: pl.LazyFrame, rejects: pl.LazyFrame, wanted: list[str], own: set[tuple[str, int]]
+    kept: pl.LazyFrame, rejects: pl.LazyFrame, wanted: list[str], own: set[tuple[str, int]], record: Manifest
 ) -> list[dict[str, Any]]:
     """Of some clusters how many raw rows they have, and which others than `own`, with what dedupe said of them."""
     identity = ["cluster_id", "file", "row", "prompt_id"]
     mine = pl.col("cluster_id").is_in(wanted)
     said = pl.when(pl.col("stage") == "dedupe")
     rows = [
-        pairs.filter(mine).select("cluster_id", "prompt_id", file=f"{side}_file", row=f"{side}_row")
-        for side, _ in SIDES
+        kept.filter(mine).select("cluster_id", "prompt_id", file=f"{side}_file", row=f"{side}_row")
+        for side in schema.SIDES[record.kind]
     ]
     rows.append(
         rejects.filter(mine).select(
@@ -257,8 +275,10 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         return
     for row in facts["rows"]:
         yield from _row_lines(row)
-    for pair in facts["pairs"]:
+    for pair in facts.get("pairs", []):
         yield from _pair_lines(pair)
+    for answer in facts.get("labels", []):
+        yield from _label_lines(answer)
     for cluster in facts["clusters"]:
         yield from _cluster_lines(cluster)
     if not facts["clusters"]:
@@ -280,7 +300,10 @@ def _row_lines(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"  answer {candidate['index']}: {_fate(candidate['rejected'])}"
             continue
         yield f"  answer {candidate['index']}: “{candidate['text']}”"
-        for pair in candidate["pairs"]:
+        for label in candidate.get("labels", []):
+            yield f"    {_good(label)}, score {label['completion_score']:g}: answer {label['answer_id']}"
+            yield f"    in {label['shard']}, row {label['shard_row']}"
+        for pair in candidate.get("pairs", []):
             other = f"answer {pair['partner_index']}"
             if (pair["partner_file"], pair["partner_row"]) != (row["file"], row["row"]):
                 other += f" of {pair['partner_file']}, row {pair['partner_row']}"
@@ -298,16 +321,34 @@ def _pair_lines(pair: Mapping[str, Any]) -> Iterator[str]:
     yield f"pair {pair['pair_id']}"
     yield f"  in {pair['shard']}, row {pair['shard_row']}; source {pair['source']}; paired by {pair['strategy']}"
     yield f"  prompt “{pair['prompt']}”, prompt_id {pair['prompt_id']}"
-    for side, _ in SIDES:
-        yield f"  {side} “{pair[side]}”"
-        model = f", by {pair[f'{side}_model']}" if pair[f"{side}_model"] else ""
-        where = f"{pair[f'{side}_file']}, row {pair[f'{side}_row']}, answer {pair[f'{side}_index']}"
-        yield f"    {where}{model}, score {pair[f'{side}_score']:g}"
-    below = "below" if pair["split"] == "test" else "not below"
-    yield (
-        f"  margin {pair['margin']:g}; in {pair['split']}, because its cluster draws {pair['draw']:.6f}, "
-        f"{below} the share {pair['test_share']:g} of test"
-    )
+    for side in OTHER:
+        yield from _side_lines(pair, side)
+    yield f"  margin {pair['margin']:g}; {_why_split(pair)}"
+
+
+def _label_lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    yield f"answer {answer['answer_id']}, {_good(answer)}"
+    yield f"  in {answer['shard']}, row {answer['shard_row']}; source {answer['source']}"
+    yield f"  prompt “{answer['prompt']}”, prompt_id {answer['prompt_id']}"
+    yield from _side_lines(answer, "completion")
+    yield f"  {_why_split(answer)}"
+
+
+def _good(answer: Mapping[str, Any]) -> str:
+    return "desirable" if answer["label"] else "undesirable"
+
+
+def _side_lines(one: Mapping[str, Any], side: str) -> Iterator[str]:
+    yield f"  {side} “{one[side]}”"
+    model = f", by {one[f'{side}_model']}" if one[f"{side}_model"] else ""
+    where = f"{one[f'{side}_file']}, row {one[f'{side}_row']}, answer {one[f'{side}_index']}"
+    yield f"    {where}{model}, score {one[f'{side}_score']:g}"
+
+
+def _why_split(one: Mapping[str, Any]) -> str:
+    below = "below" if one["split"] == "test" else "not below"
+    draws = f"because its cluster draws {one['draw']:.6f}, {below} the share {one['test_share']:g} of test"
+    return f"in {one['split']}, {draws}"
 
 
 def _cluster_lines(cluster: Mapping[str, Any]) -> Iterator[str]:

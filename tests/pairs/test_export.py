@@ -164,7 +164,7 @@ def test_a_split_of_which_nothing_is_left_has_no_file(
     picky.__module__ = formats.__name__
     monkeypatch.setattr(formats, "trl", picky)
     made = export.export(chats, tmp_path / "out", format="trl", leave_out=True)
-    assert made["splits"]["test"] == {"pairs": len(test), "records": 0, "left_out": {"odd": len(test)}}
+    assert made["splits"]["test"] == {"rows": len(test), "records": 0, "left_out": {"odd": len(test)}}
     assert "test.jsonl" not in made["files"]
     loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert loaded["train"].to_list() == lines(tmp_path / "out" / "train.jsonl")

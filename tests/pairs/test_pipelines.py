@@ -11,11 +11,12 @@ import pytest
 from prefkit.config import Pipeline, load_pipeline, shipped, shipped_pipelines
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.verify import verify
+from prefkit.schema import IDS
 from tests.pairs.test_build import contents, killed_at, pairs_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BUILDING = [name for name in shipped_pipelines() if "build" in load_pipeline(name).table]  # others are training's alone
-SAME_DATA = {"llama3-8b-ultrafeedback": "ultrafeedback"}
+SAME_DATA = {"llama3-8b-ultrafeedback": "ultrafeedback", "kto": "unpaired"}
 
 
 @pytest.fixture
@@ -59,12 +60,12 @@ def test_whole_deterministic_and_resumed(
 @pytest.mark.parametrize("name", BUILDING)
 def test_the_rows_twice_give_the_pairs_once(name: str, raw: Path, pipeline: Pipeline, tmp_path: Path) -> None:
     """A second copy of every row, in another file, adds rejects and nothing else."""
-    build_pairs(pipeline, tmp_path / "once", given=[str(raw)])
+    record = build_pairs(pipeline, tmp_path / "once", given=[str(raw)])
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(raw.read_bytes())
     build_pairs(pipeline, tmp_path / "twice", given=[str(raw), str(copy)])
     assert verify(tmp_path / "twice") == []
-    once, twice = (set(pairs_of(tmp_path / out)["pair_id"]) for out in ("once", "twice"))
+    once, twice = (set(pairs_of(tmp_path / out)[IDS[record.kind]]) for out in ("once", "twice"))
     assert once == twice
 
 

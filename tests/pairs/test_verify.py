@@ -29,13 +29,12 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def forge(out: Path, split: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+def forge(out: Path, split: str, change: Callable[[pl.DataFrame], pl.DataFrame], kind: str = "pairs") -> None:
     """Rewrite the one shard of a split, with hash and size in the manifest made to fit."""
     record = manifest.read(out)
     (shard,) = record.of_split(split)
-    kind = schema.REJECTS if split == "rejects" else schema.PAIRS
     rows = change(pl.read_parquet(out / shard.path))
-    pq.write_table(tables.arrow(rows, kind), out / shard.path)
+    pq.write_table(tables.arrow(rows, schema.TABLES["rejects" if split == "rejects" else kind]), out / shard.path)
     fitted = dataclasses.replace(
         shard,
         rows=len(rows),

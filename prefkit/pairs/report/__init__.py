@@ -21,8 +21,9 @@ from prefkit.pairs.report import figures, findings, page, sample
 def write(folder: Path) -> Path:
     """Write the report of a finished data set into it; returns where. DataError where there is none, or no pairs."""
     record = manifest.read(folder)
-    if not record.stages:
-        raise DataError(f"{folder}: holds conversations of prefkit adopt, not pairs; there is nothing to report.")
+    if record.kind != "pairs":
+        tells = "Its README.md tells where the rows went." if record.kind == "labels" else "None of its rows fell."
+        raise DataError(f"{folder}: holds {record.kind}, not pairs, of which alone a report is drawn. {tells}")
     for shard in record.shards:
         if not (folder / shard.path).is_file():
             raise DataError(f"{folder / shard.path}: missing. prefkit verify {folder} tells what is whole.")
