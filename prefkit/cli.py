@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import prefkit
-from prefkit import cli_begin, cli_pairs, cli_train
+from prefkit import cli_begin, cli_pairs, cli_report, cli_train
 from prefkit.arguments import fail
 from prefkit.errors import PrefkitError
 
@@ -50,4 +50,5 @@ def make_parser() -> argparse.ArgumentParser:
     cli_begin.add_commands(commands)
     cli_pairs.add_commands(commands)
     cli_train.add_commands(commands)
+    cli_report.add_commands(commands)
     return parser

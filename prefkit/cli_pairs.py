@@ -1,4 +1,4 @@
-"""The commands of half one: `prefkit build-pairs | report | verify | why | export`."""
+"""The commands of half one: `prefkit build-pairs | verify | why | export`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ formats:
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser."""
     _add_build_pairs(commands)
-    _add_report(commands)
     _add_verify(commands)
     _add_why(commands)
     _add_export(commands)
@@ -142,27 +141,6 @@ def _build_pairs(given: argparse.Namespace) -> int:
         summary.print_record(record, given.out, time.perf_counter() - started, Console(highlight=False))
         if not url and record.kind == "pairs":
             print(f"To look at it: prefkit report {shlex.quote(str(out))} --open")
-    return 0
-
-
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "Write DIR/report.html: findings, charts and a sample of a data set in one file that works offline."
-    parser = command(commands, "report", text)
-    parser.add_argument("data", type=Path, metavar="DIR", help="a folder that build-pairs wrote")
-    parser.add_argument("--open", action="store_true", help="open it in the browser")
-    parser.set_defaults(run=_report, interrupted="interrupted. The report of before is as it was.")
-
-
-def _report(given: argparse.Namespace) -> int:
-    from prefkit.pairs import report
-
-    path = report.write(given.data)
-    print(path)
-    if given.open:
-        import webbrowser
-
-        if not webbrowser.open(path.absolute().as_uri()):
-            return fail(f"--open: no browser was found here. Open {path} yourself.", 1)
     return 0
 
 

@@ -39,8 +39,9 @@ def test_what_both_share_knows_neither(name: str) -> None:
     assert not imported(PACKAGE / f"{name}.py") & SHARED_NEVER
 
 
-def test_what_pages_are_made_of_knows_neither_half() -> None:
-    for path in (PACKAGE / "page").rglob("*.py"):
+@pytest.mark.parametrize("folder", ["page", "runs"])
+def test_pages_and_the_reports_of_runs_know_neither_half(folder: str) -> None:
+    for path in (PACKAGE / folder).rglob("*.py"):
         assert not imported(path) & SHARED_NEVER, path
 
 

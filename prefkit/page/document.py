@@ -24,13 +24,18 @@ class Finding(NamedTuple):
     text: str
 
 
-def document(title: str, *body: Any, style: str = "", script: str = "", data: Any = None) -> str:
-    """A whole HTML file of what stands in its body; `style` and `script` are added to what all pages have, and the
-    script finds `data` in the element of that id."""
+def document(
+    title: str, *body: Any, style: str = "", script: str = "", data: Any = None, connects: bool = False
+) -> str:
+    """A whole HTML file of what stands in its body; `style` and `script` are added to what all pages have.
+
+    The script finds `data`, if there is any, in the element of that id. A page that `connects` may ask the server that
+    it came from.
+    """
     style, script = Html(read(__package__, "page.css") + style), Html(read(__package__, "texts.js") + script)
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
+    ) + ("; connect-src 'self'" if connects else "")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -43,7 +48,7 @@ def document(title: str, *body: Any, style: str = "", script: str = "", data: An
     whole = tag(
         "body",
         *body,
-        tag("script", data_block(data), type="application/json", id="data"),
+        None if data is None else tag("script", data_block(data), type="application/json", id="data"),
         tag("script", script),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, whole, lang='en')}\n"

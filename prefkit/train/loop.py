@@ -136,11 +136,13 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             started = time.perf_counter()
             prompts = loop.order.prompts(at)
             step = make_step(loop.train_set.examples, prompts, phase.max_tokens, parallel.rank(), parallel.size())
+            waited = time.perf_counter() - started
             figures = train_step(loop, step, at)
             seconds = time.perf_counter() - started
             tokens += step.tokens
             done = at + 1
             speed = {"pairs_per_second": step.examples / seconds, "tokens_per_second": step.tokens / seconds}
+            speed["data_wait"] = waited / seconds
             line = {"epoch": loop.order.epoch(done), **figures, **sliced(loop, done)}
             loop.log.write(done, {**line, "num_tokens": tokens, **speed})
             progress.update(phase.name, done, loop.steps, in_short(figures, speed))

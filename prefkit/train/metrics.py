@@ -12,6 +12,8 @@ each on the test split. Besides:
     longer/data, longer/policy            how often the longer answer is the chosen one, and how often the policy's
                                           rewards prefer it
     pairs_per_second, tokens_per_second   of this step alone, from reading its rows to the updated weights
+    data_wait                             share of that time in which the first rank waited for the step's rows and
+                                          packed them
     packing_efficiency                    tokens computed / (bins x max_tokens), over the bins of all ranks
     sharing_factor                        tokens of both full sequences of every pair, unpadded / tokens computed
 
@@ -35,7 +37,7 @@ from prefkit.train.alarms import Alarms, Watch
 from prefkit.train.files import naming
 from prefkit.train.sinks import Write
 
-TIMING = ("pairs_per_second", "tokens_per_second")
+TIMING = ("pairs_per_second", "tokens_per_second", "data_wait")
 FILE_NAME = "metrics.jsonl"
 
 

@@ -2,7 +2,9 @@
 
     RUN/run.json             what this run is: checked options, data set; written first, compared on --resume
     RUN/metrics.jsonl        one line a step, and one an evaluation, of all phases
-    RUN/<phase>/             TensorBoard events, checkpoints/, model/ (not of the last phase), phase.json when finished
+    RUN/<phase>/             TensorBoard events, checkpoints/, model/ (not of the last phase), begun.json when it
+                             begins, phase.json when it is finished
+    RUN/report.html          figures, findings and curves for people (`prefkit.runs`)
     RUN/model/               the final model: a standard Hugging Face folder with tokenizer and model card
     RUN/tokenizer/           the tokenizer, if it was trained here
 
@@ -25,12 +27,13 @@ from typing import Any
 
 import torch
 
-from prefkit import __version__, resolve, urls
+from prefkit import __version__, resolve, runs, urls
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.train import (
     adapters,
+    begun,
     chat,
     checkpoint,
     export,
@@ -98,7 +101,10 @@ def train(
             writers = of_first.enter_context(sinks.opened(log_to, out, options.table(), progress.note))
         parallel.alike({"the options": options.table(), "the data set": manifest.data_hash, "max_steps": max_steps})
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or out / "cache", shard_cache)
-        return run_phases(options, manifest, folder, out, cache, max_steps, writers, progress)
+        result = run_phases(options, manifest, folder, out, cache, max_steps, writers, progress)
+        if parallel.is_first():
+            runs.write([out])
+        return result
 
 
 def run_phases(
@@ -212,6 +218,7 @@ def run_phase(job: Job, number: int) -> None:
     how: dict[str, Any] = {"weight_decay": phase.weight_decay, "betas": phase.betas, "eps": phase.eps}
     optimizer = optimizers.make(now, phase.optimizer, **how)
     state = begin_or_resume(job, number, made_from, now, optimizer, moving)
+    begun.write(job, phase.name, steps, made_from, now.device)
     tested = None
     if test_set is not None:
         tested = Tested(objective.on(test_set.whole), test_set.whole, of_test, slices.of(test_set.whole))

@@ -85,7 +85,7 @@ def read(out: Path) -> list[dict[str, Any]]:
     path = out / FILE_NAME
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]  # answers may hold other line ends
 
 
 def choose(options: SampleOptions, data: Path, manifest: Manifest) -> list[list[Message]]:

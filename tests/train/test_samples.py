@@ -85,3 +85,10 @@ def test_options_are_checked(data):
     for given, message in wrong:
         with pytest.raises(UsageError, match=message):
             run.check(pipeline(data, {**DPO, "samples": given}))
+
+
+def test_answers_may_hold_any_line_end(tmp_path):
+    said = [{"phase": "dpo", "step": step, "prompt": [], "answer": "a\u2028b\u0085c\r\nd\x0be"} for step in (0, 3)]
+    taken = samples.Samples(tmp_path, "dpo", samples.SampleOptions(), [], None)
+    taken.cut(0, then=said)
+    assert samples.read(tmp_path) == said

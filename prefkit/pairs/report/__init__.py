@@ -18,8 +18,11 @@ from prefkit.pairs.publish import REPORT
 from prefkit.pairs.report import figures, findings, page, sample
 
 
-def write(folder: Path) -> Path:
-    """Write the report of a finished data set into it; returns where. DataError where there is none, or no pairs."""
+def write(folder: Path, path: Path | None = None) -> Path:
+    """Write the report of a finished data set, by default into it; returns where.
+
+    DataError where there is no data set, or one without pairs.
+    """
     record = manifest.read(folder)
     if record.kind != "pairs":
         tells = "Its README.md tells where the rows went." if record.kind == "labels" else "None of its rows fell."
@@ -30,7 +33,7 @@ def write(folder: Path) -> Path:
     gathered = figures.gather(folder, record)
     shown = {"pairs": sample.pairs(folder, record), "rejects": sample.rejects(folder, record)}
     cluster_prompts = sample.prompts(folder, record, {cluster for cluster, _ in gathered.clusters})
-    path = folder / REPORT
+    path = path or folder / REPORT
     said = findings.findings(record, gathered)
     manifest.write_text_atomically(path, page.render(record, gathered, said, cluster_prompts, shown))
     return path
