@@ -1,8 +1,9 @@
-"""The commands that help one begin: `prefkit init`."""
+"""The commands that help one begin: `prefkit init | doctor | completion`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,11 +24,22 @@ INIT_EXAMPLES = """examples:
 
 At a terminal it asks for what is missing.
 """
+DOCTOR_EXAMPLES = """examples:
+  prefkit doctor
+  prefkit doctor --json > doctor.json      to put into a report of a problem
+"""
+COMPLETION_EXAMPLES = """examples:
+  eval "$(prefkit completion bash)"                                  in ~/.bashrc
+  eval "$(prefkit completion zsh)"                                   in ~/.zshrc, after compinit
+  prefkit completion fish > ~/.config/fish/completions/prefkit.fish  once
+"""
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser."""
     _add_init(commands)
+    _add_doctor(commands)
+    _add_completion(commands)
 
 
 def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,7 +65,7 @@ def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _init(given: argparse.Namespace) -> int:
-    from prefkit import urls
+    from prefkit import config, urls
     from prefkit.manifest import write_text_atomically
     from prefkit.pairs import draft, inputs, recognise
 
@@ -63,7 +75,7 @@ def _init(given: argparse.Namespace) -> int:
     if not given.out.absolute().parent.is_dir():
         raise UsageError(f"{given.out}: there is no folder {given.out.parent} to write it into.")
     if given.model and not given.recipe:
-        raise UsageError(f"--model goes with --recipe: {', '.join(draft.recipes())}.")
+        raise UsageError(f"--model goes with --recipe: {', '.join(config.recipes())}.")
     names = given.inputs or ([_ask("Raw files, a folder or a URL")] if asks else [])
     if not names:
         raise UsageError("give the raw files: prefkit init FILE …")
@@ -77,13 +89,48 @@ def _init(given: argparse.Namespace) -> int:
         print("Columns: " + ", ".join(f"{name} = {value!r}" for name, value in reading.options.items()))
     recipe, model = given.recipe, given.model
     if asks and not recipe:
-        recipe = _choose("Train as well? A recipe", draft.recipes(), may_be_none=True)
+        recipe = _choose("Train as well? A recipe", config.recipes(), may_be_none=True)
         model = _ask("Model (Enter: that of the recipe)") if recipe else None
     paths = _paths(names, given.out)
     text = draft.write(reading, shown, names, paths, given.out, recipe=recipe or None, model=model or None)
     write_text_atomically(given.out, text)
     url = "" if paths else " URL"
     print(f"Written: {given.out}. Next: prefkit build-pairs {given.out}{url} --out data")
+    return 0
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "Tell what works on this machine, and the command that mends what does not. Exit 1 if something is broken."
+    parser = command(commands, "doctor", text, DOCTOR_EXAMPLES)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.set_defaults(run=_doctor, interrupted="interrupted.")
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from prefkit import doctor
+
+    findings = list(doctor.examine())
+    table = doctor.table(findings)
+    print(json.dumps(table, indent=1) if given.json else doctor.report(findings))
+    return 0 if table["usable"] else 1
+
+
+def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "Print the script by which a shell completes commands, options, pipelines and --set paths."
+    parser = command(commands, "completion", text, COMPLETION_EXAMPLES)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="after --: print what completes the last of them")
+    parser.set_defaults(run=_completion, interrupted="interrupted.")
+
+
+def _completion(given: argparse.Namespace) -> int:
+    from prefkit import cli, completion
+
+    if not given.words:
+        print(completion.SCRIPTS[given.shell], end="")
+        return 0
+    for word, meaning in completion.complete(cli.make_parser(), given.words):
+        print(f"{word}\t{meaning}")
     return 0
 
 

@@ -45,6 +45,11 @@ def shipped_pipelines() -> list[str]:
     return sorted(path.stem for path in shipped("pipelines").glob("*.toml"))
 
 
+def recipes() -> list[str]:
+    """Names of those that only train."""
+    return [name for name in shipped_pipelines() if "build" not in load_pipeline(name).table]
+
+
 def load_pipeline(name_or_path: Pipeline | str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     """Read a pipeline file, or a shipped one by its name, and apply `--set key.path=value` overrides.
 

@@ -64,11 +64,6 @@ ALL_ANSWERS_A_ROW = "threshold = 0.7                 # Jaccard similarity of wor
 CHECK = "# Look at a few pairs and rejects before you trust them: prefkit report DATA --open"
 
 
-def recipes() -> list[str]:
-    """Shipped pipelines that only train."""
-    return [name for name in config.shipped_pipelines() if "build" not in config.load_pipeline(name).table]
-
-
 def write(
     reading: Reading,
     shown: str,
@@ -127,8 +122,8 @@ def _table(reading: Reading, paths: Sequence[str]) -> str:
 
 def _training(recipe: str, model: str | None) -> str:
     """`[model]` and `[[train]]` of a recipe, with its comments."""
-    if recipe not in recipes():
-        raise UsageError(f'--recipe: there is no "{recipe}".{did_you_mean(recipe, recipes())}')
+    if recipe not in config.recipes():
+        raise UsageError(f'--recipe: there is no "{recipe}".{did_you_mean(recipe, config.recipes())}')
     text = config.load_pipeline(recipe).text
     about = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     blocks = [block for header, block in _blocks(text) if header.startswith(("[model", "[[train"))]

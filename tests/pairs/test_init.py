@@ -195,7 +195,7 @@ def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def test_a_recipe_and_a_model(tmp_path: Path) -> None:
-    from prefkit.pairs.draft import recipes
+    from prefkit.config import recipes
     from prefkit.train.options import check
 
     rows = jsonl(tmp_path / "rows.jsonl", ROWS)
