@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from typing import NoReturn
+
+from prefkit.errors import did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name what may have been meant, and where to read more."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and the message, and exit with 2."""
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong:
+            hint = did_you_mean(wrong[1], [choice.strip("' ") for choice in wrong[2].split(",")])
+            message = f'{message[: wrong.start()]}there is no "{wrong[1]}".{hint}'
+        unknown = re.fullmatch(r"unrecognized arguments: (-\S*?)(=.*| .*)?", message)
+        if unknown:
+            options = [name for action in self._actions for name in action.option_strings]
+            message = f"unknown option {unknown[1]}.{did_you_mean(unknown[1], options)}"
+        super().error(f"{message}{'' if message.endswith(('?', '.')) else '.'} More: {self.prog} --help")
 
 
 def command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, epilog: str = ""
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, epilog: str
 ) -> argparse.ArgumentParser:
-    """A command with its help text."""
+    """A command with its help text, which ends with examples."""
     return commands.add_parser(
         name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )

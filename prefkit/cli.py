@@ -13,8 +13,18 @@ from collections.abc import Sequence
 
 import prefkit
 from prefkit import cli_begin, cli_pairs, cli_report, cli_train
-from prefkit.arguments import fail
+from prefkit.arguments import Parser, fail
 from prefkit.errors import PrefkitError
+
+EXAMPLES = """examples:
+  prefkit doctor                                what works on this machine
+  prefkit init raw/ --out my.toml               a pipeline file for your ratings
+  prefkit build-pairs my.toml --out data        preference pairs
+  prefkit report data --open                    to look at them
+  prefkit train laptop --data data --out run    an aligned model
+
+prefkit COMMAND --help tells more, with examples.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "build-pairs" and not any(argument.startswith("-") for argument in left):
         given.inputs += left  # argparse itself takes no INPUT behind the options
     elif left:
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        given.parser.error(f"unrecognized arguments: {' '.join(left)}")
     try:
         return int(given.run(given) or 0)
     except PrefkitError as error:
@@ -40,10 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="prefkit",
         description="Raw ratings of language-model answers in, preference pairs and an aligned model out.",
-        epilog="prefkit COMMAND --help tells more.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"prefkit {prefkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
@@ -51,4 +62,6 @@ def make_parser() -> argparse.ArgumentParser:
     cli_pairs.add_commands(commands)
     cli_train.add_commands(commands)
     cli_report.add_commands(commands)
+    for each in commands.choices.values():
+        each.set_defaults(parser=each)
     return parser

@@ -21,6 +21,10 @@ BUILD_EXAMPLES = """examples:
 
 shipped pipelines: {pipelines}
 """
+VERIFY_EXAMPLES = """examples:
+  prefkit verify data
+  prefkit build-pairs my.toml --out data && prefkit verify data
+"""
 WHY_EXAMPLES = """examples:
   prefkit why data train.jsonl:17      line 17, with the fate of each of its answers
   prefkit why data 3fa9c1              the pair, labelled answer or prompt whose id begins so
@@ -148,7 +152,7 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     text = (
         "Check a data set: hashes, schema, that every row is accounted for. Exit 0, or 1 and a list of what is wrong."
     )
-    parser = command(commands, "verify", text)
+    parser = command(commands, "verify", text, VERIFY_EXAMPLES)
     parser.add_argument("data", type=Path, metavar="DIR", help="a folder that build-pairs wrote")
     parser.set_defaults(run=_verify, interrupted="interrupted.")
 

@@ -17,7 +17,11 @@ TRAIN_EXAMPLES = """examples:
   prefkit train my.toml --data data --out run --set train.dpo.beta=0.2 --max-steps 100
   prefkit train my.toml --data data --out run --resume
 """
-
+EVALUATE_EXAMPLES = """examples:
+  prefkit evaluate run/model --data data --reference HuggingFaceTB/SmolLM2-135M-Instruct
+  prefkit evaluate run/model --data data --against other/model --json > figures.json
+  prefkit evaluate run/model --data reward-bench.parquet
+"""
 ADOPT_EXAMPLES = """examples:
   prefkit adopt chats.jsonl --out chats --test 0.02
   prefkit train sft.toml --data chats --out run-sft     with objective = "sft", column = "messages"
@@ -140,7 +144,10 @@ def _train_here(given: argparse.Namespace) -> int:
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = command(
-        commands, "evaluate", "Measure a model, or two, on a data set: loss, accuracy, margins, calibration, by slice."
+        commands,
+        "evaluate",
+        "Measure a model, or two, on a data set: loss, accuracy, margins, calibration, by slice.",
+        EVALUATE_EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face model, by path or name")
     _add_data(parser, "a data set that build-pairs wrote, or a file in RewardBench's format")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from prefkit.cli import main
+from prefkit.cli import main, make_parser
 from tests.pairs.raw import dirty_lines, write_lines
 
 PREFKIT = [sys.executable, "-m", "prefkit"]
@@ -229,12 +232,45 @@ def test_without_the_training_half(
     assert "pip install 'prefkit[train]'" in message
 
 
-@pytest.mark.parametrize("command", ["build-pairs", "verify", "train", "evaluate"])
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """All commands, and the program itself."""
+    parser = make_parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {"prefkit": parser, **commands.choices}
+
+
+@pytest.mark.parametrize("name", parsers())
+def test_every_command_has_help_with_examples_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        main([command, "--help"])
+        main([*([name] if name != "prefkit" else []), "--help"])
     assert done.value.code == 0
-    assert "usage: prefkit" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: prefkit {name if name != 'prefkit' else '['}")
+    _, examples = said.split("\nexamples:\n")
+    begins, ends = r"(?:^  (?:eval \"\$\()?|&& )prefkit ", r"(?=   |\)| &&| [|>]|$)"
+    lines = re.findall(f"{begins}(.*?){ends}", examples.split("\n\n")[0], flags=re.MULTILINE)
+    assert lines
+    for line in lines:
+        make_parser().parse_args(shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["biuld-pairs"], 'Did you mean "build-pairs"?'),
+        (["train", "x", "--data", "d", "--out", "o", "--modle=m"], 'unknown option --modle. Did you mean "--model"?'),
+        (["train", "x", "--data", "d", "--out", "o", "--resme"], 'Did you mean "--resume"?'),
+        (["evaluate", "m", "--data", "d", "--dtype", "float23"], 'Did you mean "float32"?'),
+        (["train", "x"], "required: --data, --out. More: prefkit train --help"),
+    ],
+)
+def test_mistyped_words_are_met_with_the_likely_one(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(given)
+    assert done.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_evaluate_prints_json(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
