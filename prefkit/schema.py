@@ -89,7 +89,7 @@ LABELS = pa.schema(
 
 # By the kind of a data set.
 SIDES = {"pairs": ("chosen", "rejected"), "labels": ("completion",)}
-IDS = {"pairs": "pair_id", "labels": "answer_id"}
+IDS = {"pairs": "pair_id", "labels": "answer_id", "conversations": "pair_id"}
 
 REJECTS = pa.schema(
     [

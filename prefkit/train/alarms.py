@@ -105,7 +105,7 @@ def saturation(history: History, limit: float) -> Finding | None:
     errors.
     """
     now, accuracies = history.windows[-1], [w.get("rewards/accuracies", math.nan) for w in history.windows]
-    if "rewards/margins" not in now:
+    if "rewards/margins" not in now or "rewards/accuracies" not in now:  # of labelled answers there is none
         return None
     level = sum(accuracies[-4:]) / len(accuracies[-4:])
     near = max(0.02, 2 * math.sqrt(level * (1 - level) / now["pairs"]))

@@ -1,10 +1,10 @@
 """Examples that arrive while training goes on (`stream = true`): the first step waits for its own shards alone.
 
 The plan of all steps needs only an *index*: how many rows each prompt has, and of each row its source, language and
-scores. These five columns are read first, of a data set at a URL by byte ranges, a few hundredths of its bytes. Then
-one background thread fetches, checks and tokenises shard by shard, in the order in which the plan comes to them from
-the step where training begins; a step waits for the shards that it reads, which are at first those of one shuffle
-window. What the thread needs of the processor is a small part of what the trainer does (docs/benchmarks.md).
+scores (or label). These few columns are read first, of a data set at a URL by byte ranges, a few hundredths of its
+bytes. Then one background thread fetches, checks and tokenises shard by shard, in the order in which the plan comes to
+them from the step where training begins; a step waits for the shards that it reads, which are at first those of one
+shuffle window. What the thread needs of the processor is a small part of what the trainer does (docs/benchmarks.md).
 
 The plan counts rows, where tokenising first counts the examples that `max_length` and the template leave. So where
 every row can be used, both train on the same steps; where some cannot, streamed steps are smaller by those. In turn
@@ -48,6 +48,7 @@ class Index:
     first: np.ndarray
     values: dict[str, np.ndarray]  # source, lang
     scores: np.ndarray  # [rows, 2]: chosen, rejected
+    labels: np.ndarray  # none, where the data set has none
 
 
 def read_index(data: Path, listed: Sequence[Shard]) -> list[Index]:
@@ -78,7 +79,8 @@ def index_of(file: pq.ParquetFile) -> Index:
     first = np.concatenate([np.arange(min(1, rows)), np.flatnonzero(ids[1:] != ids[:-1]) + 1])
     values = {name: column(name, UNKNOWN, object) for name in ("source", "lang")}
     scores = [column(name, np.nan, np.float64) for name in ("chosen_score", "rejected_score")]
-    return Index(rows, first, values, np.stack(scores, axis=1))
+    labels = column("label", False, bool) if "label" in names else np.zeros(0, bool)
+    return Index(rows, first, values, np.stack(scores, axis=1), labels)
 
 
 @dataclass
@@ -162,6 +164,11 @@ class Arriving:
     def margins(self) -> np.ndarray:
         """Chosen minus rejected score of every row; NaN where there is none."""
         return -np.diff(np.concatenate([np.zeros((0, 2)), *(one.scores for one in self.supply.index)]), axis=1)[:, 0]
+
+    def labels(self) -> np.ndarray | None:
+        """The label of every row; None where they have none."""
+        labels = np.concatenate([np.zeros(0, bool), *(one.labels for one in self.supply.index)])
+        return labels if len(labels) == self.row_base[-1] else None
 
     def tree_sizes(self, prompt: int, max_tokens: int) -> list[int]:
         """Tokens of each of `trees`."""
@@ -247,7 +254,8 @@ def supplied(examples: Examples | Arriving, needed: Callable[[], list[int]]) -> 
 
 def _same(one: Index, other: Index) -> bool:
     same_values = all(np.array_equal(one.values[name], other.values[name]) for name in one.values)
-    return same_values and np.array_equal(one.first, other.first) and np.array_equal(one.scores, other.scores, True)
+    same_rows = np.array_equal(one.first, other.first) and np.array_equal(one.labels, other.labels)
+    return same_values and same_rows and np.array_equal(one.scores, other.scores, True)
 
 
 @contextmanager

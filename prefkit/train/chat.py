@@ -21,7 +21,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,16 @@ from prefkit.train.public_length import with_public
 from prefkit.train.store import LOSSES, Example, Prompt, Store, finish_store, is_whole, open_store, write_file
 from prefkit.train.template import Conversation, encode_examples, has_system, system_role
 
-FORMAT = 5
+FORMAT = 6
 ROWS_A_BATCH = 1024
+ANSWERS = ("chosen", "rejected", "completion")  # columns that hold an answer to `prompt`; others, whole conversations
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Tokenising:
-    """What the tokens depend on besides the data; `column` is None for pairs, else the answers of sft.
+    """What the tokens depend on besides the data; `column` is None for pairs and labels, else the answers of sft.
 
     `mismatched`: with each prompt also another prompt's answers, for losses that ask for them. `public`: with each pair
     also its answers cut at the length of the shorter one.
@@ -60,6 +61,7 @@ class Tokenising:
     column: str | None
     mismatched: bool = False
     public: bool = False
+    labels: bool = False
 
     @property
     def limit(self) -> Limit:
@@ -138,8 +140,8 @@ def write_shard(data: Path, shard: Shard, tokenizer: Any, how: Tokenising, targe
     source = shards.local(data, shard)
     counts = Counter(rows=0, examples=0, sequences=0, tokens=0, tree_tokens=0, longest=0, **dict.fromkeys(LOSSES, 0))
     system = system_role(tokenizer)
-    prompts = pairs_of_prompts if how.column is None else answers_of_prompts
-    begins = how.column if how.column not in (None, "chosen", "rejected") else "prompt"
+    prompts = builder(how)
+    begins = how.column if how.column not in (None, *ANSWERS) else "prompt"
     built: list[Prompt] = []
     for batch in batches_of_prompts(source, how):
         with_system = sum(has_system(row[begins]) for group in batch for _, row in group)
@@ -161,7 +163,7 @@ def batches_of_prompts(source: Path, how: Tokenising) -> Iterator[list[list[tupl
     """Rows of a shard with their numbers, grouped by prompt, some hundreds of prompts at a time."""
     file = pq.ParquetFile(source)
     schema = file.schema_arrow
-    answers = [how.column] if how.column else ["chosen", "rejected"]
+    answers = [how.column] if how.column else ["completion"] if how.labels else ["chosen", "rejected"]
     for column in answers:
         if column not in schema.names or schema.field(column).type != MESSAGES:
             known = [field.name for field in schema if field.type == MESSAGES]
@@ -174,6 +176,13 @@ def batches_of_prompts(source: Path, how: Tokenising) -> Iterator[list[list[tupl
     )
     while batch := list(itertools.islice(groups, ROWS_A_BATCH // 2)):
         yield batch
+
+
+def builder(how: Tokenising) -> Callable[..., Iterator[Prompt]]:
+    """What makes prompts of the rows of a batch."""
+    if how.column is not None:
+        return answers_of_prompts
+    return labels_of_prompts if how.labels else pairs_of_prompts
 
 
 def pairs_of_prompts(
@@ -204,6 +213,39 @@ def pairs_of_prompts(
             yield Prompt(distinct.sequences, distinct.rows, pairs, examples, tree_size(distinct.sequences))
 
 
+def labels_of_prompts(
+    batch: list[list[tuple[int, Row]]], tokenizer: Any, how: Tokenising, counts: Counter[str], shard: str
+) -> Iterator[Prompt]:
+    """Each prompt with its distinct answers, each an example whose sides are both the answer (`labelled.py`)."""
+    given = [[Given(f"{shard}, row {at}", row["prompt"], [row["completion"]]) for at, row in group] for group in batch]
+    encoded = iter(encode_examples(tokenizer, [(g.prompt, g.completions) for group in given for g in group]))
+    for group, rows in zip(given, batch, strict=True):
+        counts["rows"] += len(group)
+        distinct = Distinct()
+        pairs, examples = [], []
+        sides_of = fit(group, [next(encoded) for _ in group], tokenizer, how.limit, counts)
+        labels: dict[bytes, set[bool]] = {}
+        for (_, values), sides in zip(rows, sides_of, strict=True):
+            if sides is not None:
+                labels.setdefault(sides.tokens[0].tobytes(), set()).add(values["label"])
+        for (row, values), sides in zip(rows, sides_of, strict=True):
+            if sides is None:
+                continue
+            if len(labels[sides.tokens[0].tobytes()]) > 1:
+                counts["same_after_cut"] += 1
+                continue
+            before = len(distinct.sequences)
+            at = distinct.add(sides.tokens[0], sides.start, row)
+            if at < before:
+                counts["repeated"] += 1
+            else:
+                pairs.append((row, at, at))
+                examples.append(example_of(values))
+        if pairs:
+            counts["examples"] += len(pairs)
+            yield Prompt(distinct.sequences, distinct.rows, pairs, examples, tree_size(distinct.sequences))
+
+
 def answers_of_prompts(
     batch: list[list[tuple[int, Row]]], tokenizer: Any, how: Tokenising, counts: Counter[str], shard: str
 ) -> Iterator[Prompt]:
@@ -212,11 +254,13 @@ def answers_of_prompts(
     A conversation of three assistant turns is three sequences, each the next one's prefix: a tree computes it once.
     """
     turns = [[(row, turn) for row, content in group for turn in assistant_turns(content, how)] for group in batch]
+    counts["undesirable"] += sum(content.get("label") is False for group in batch for _, content in group)
     values = {row: content for group in batch for row, content in group}
     encoded = iter(encode_examples(tokenizer, [(before, [[turn]]) for group in turns for _, (before, turn) in group]))
     for group, rows in zip(turns, batch, strict=True):
         counts["rows"] += len(rows)
-        counts["no_answer"] += len(rows) - len({row for row, _ in group})
+        silent = {row for row, content in rows if content.get("label") is not False} - {row for row, _ in group}
+        counts["no_answer"] += len(silent)
         distinct = Distinct()
         given = [Given(f"{shard}, row {row}", before, [[turn]]) for row, (before, turn) in group]
         sides_of = fit(given, [next(encoded) for _ in group], tokenizer, how.limit, counts)
@@ -238,9 +282,12 @@ def example_of(row: Row) -> Example:
 def assistant_turns(row: Row, how: Tokenising) -> Iterator[tuple[Conversation, dict[str, str]]]:
     """Each assistant message of a row to learn, with the conversation before it.
 
-    One that begins a conversation answers nothing, and is context only.
+    One that begins a conversation answers nothing, and is context only. Of an answer with a bad label nothing is
+    learned.
     """
-    before = row["prompt"] if how.column in ("chosen", "rejected") else []
+    if row.get("label") is False:
+        return
+    before = row["prompt"] if how.column in ANSWERS else []
     messages = before + row[how.column or "chosen"]
     for at in range(max(1, len(before)), len(messages)):
         if messages[at]["role"] == "assistant":

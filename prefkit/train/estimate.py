@@ -94,7 +94,8 @@ def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflo
         try:
             words = run.prepare_tokenizer(options, folder, manifest, Path(scratch))
             for phase, losses, entry in zip(options.phases, options.losses, planned, strict=True):
-                tokens = sample(folder, manifest, words, objective.tokenising(phase, objective.of_phase(phase, losses)))
+                how = objective.tokenising(phase, objective.of_phase(phase, losses), manifest.kind)
+                tokens = sample(folder, manifest, words, how)
                 entry |= estimate(size(options, phase, words), tokens, phase, entry, tflops)
         except PrefkitError as error:
             return [{**entry, "estimate": f"none, since {error}"} for entry in planned]
@@ -215,8 +216,8 @@ def sample(data: Path, manifest: Manifest, words: Any, how: Tokenising) -> Token
     """Tokens of a row, from the first rows of the train split."""
     shard = manifest.of_split("train")[0]
     counts: Counter[str] = Counter()
-    prompts = chat.pairs_of_prompts if how.column is None else chat.answers_of_prompts
-    built = list(prompts(next(chat.batches_of_prompts(shards.local(data, shard), how)), words, how, counts, shard.path))
+    batch = next(chat.batches_of_prompts(shards.local(data, shard), how))
+    built = list(chat.builder(how)(batch, words, how, counts, shard.path))
     if how.mismatched:
         built = with_mismatched(built, how.max_length)
     sequences = [sequence for prompt in built for sequence in prompt.sequences]

@@ -34,7 +34,7 @@ from prefkit.train.examples import Examples
 from prefkit.train.length import Policy
 from prefkit.train.logps import pair_logps
 from prefkit.train.metrics import Progress, Silent
-from prefkit.train.objective import Preference, States, per_pair, preferred
+from prefkit.train.objective import Preference, States, preferred
 from prefkit.train.pack import Layout
 from prefkit.train.policy import Dtype
 from prefkit.train.terms import Weighted
@@ -52,6 +52,24 @@ class Measured:
     labels: dict[str, np.ndarray]
     pairs: list[tuple[int, int]]  # shard, and row in it
     counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is asked, and how: the same for both of two models."""
+
+    manifest: Manifest
+    folder: Path
+    split: str
+    how: Tokenising
+    reference_model: str | Path | None
+    beta: float
+    max_tokens: int
+    dtype: Dtype
+    chat_template: str | None
+    trust_remote_code: bool
+    cache: Path
+    progress: Progress
 
 
 def evaluate(
@@ -78,42 +96,25 @@ def evaluate(
     `against`: that one's figures as well, and the differences. Raises PrefkitError for a split without pairs, a model
     that is not there, or a tokenizer without a chat template.
     """
-    progress = progress or Silent()
     policy.quiet_transformers()
-    how = Tokenising(max_length, max_length_policy, column=None)
     with tempfile.TemporaryDirectory() as scratch:
-        if isinstance(data, Path) and data.is_file():
-            manifest, folder = reward_bench.as_data_set(data, Path(scratch) / "bench"), Path(scratch) / "bench"
-        else:
-            manifest = shards.manifest_of(data)
-            folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or Path(scratch))
-        if not manifest.rows(split):
-            raise DataError(f'{data}: the split "{split}" has no pairs. Splits: {splits(manifest)}.')
-        cache = chat.cache_folder(folder, cache, Path(scratch))
-
-        def measured(name: str | Path) -> Measured:
-            words = tokenizer.load_tokenizer(name, trust_remote_code=trust_remote_code)
-            tokenizer.set_chat_template(words, chat_template, Path())
-            store = chat.tokenise(folder, manifest, split, words, how, cache=cache, progress=progress)
-            examples = Examples.of(store)
-            if not store.counts["examples"]:
-                raise TrainError(f"no pair can be evaluated: {store.summary}. Raise max_length?")
-
-            def logps(name: str | Path, stage: str) -> np.ndarray:
-                weights = policy.load(name, trust_remote_code=trust_remote_code)
-                policy.check_fits(weights, words, store.counts["longest"])
-                ready = policy.ready(weights, dtype=dtype)
-                return finite(reference.compute(ready, examples, max_tokens, progress=progress, stage=stage), str(name))
-
-            of_model = logps(name, "evaluating")
-            of_reference = None if reference_model is None else logps(reference_model, "reference")
-            figures = pair_figures(dpo(beta) if reference_model else None, examples, of_model, of_reference)
-            origins = [examples.origin_of_pair(pair) for pair in range(len(examples.pairs()))]
-            labels = slices.of(examples) | {name: examples.values(name) for name in ALWAYS}
-            return Measured(figures, prompt_of_pairs(examples), labels, origins, store.counts)
-
-        one = measured(model)
-        other = None if against is None else measured(against)
+        manifest, folder = opened(data, split, cache, Path(scratch))
+        asked = Asked(
+            manifest=manifest,
+            folder=folder,
+            split=split,
+            how=Tokenising(max_length, max_length_policy, column=None),
+            reference_model=reference_model,
+            beta=beta,
+            max_tokens=max_tokens,
+            dtype=dtype,
+            chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
+            cache=chat.cache_folder(folder, cache, Path(scratch)),
+            progress=progress or Silent(),
+        )
+        one = measured(model, asked)
+        other = None if against is None else measured(against, asked)
     common = {
         "reference": None if reference_model is None else str(reference_model),
         "split": split,
@@ -125,6 +126,46 @@ def evaluate(
         result["against"] = {"model": str(against), **common, **report(other)}
         result["differences"] = side_by_side(one, other)
     return result
+
+
+def opened(data: Path | str, split: str, cache: Path | None, scratch: Path) -> tuple[Manifest, Path]:
+    """A data set of pairs, which a file in RewardBench's format is made into. DataError if the split has none."""
+    if isinstance(data, Path) and data.is_file():
+        manifest, folder = reward_bench.as_data_set(data, scratch / "bench"), scratch / "bench"
+    else:
+        manifest = shards.manifest_of(data)
+        folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or scratch)
+    if manifest.kind != "pairs":
+        raise DataError(f"{data}: holds {manifest.kind}, and evaluation compares the answers of pairs.")
+    if not manifest.rows(split):
+        raise DataError(f'{data}: the split "{split}" has no pairs. Splits: {splits(manifest)}.')
+    return manifest, folder
+
+
+def measured(name: str | Path, asked: Asked) -> Measured:
+    """What a model says of the pairs, and what its reference does. TrainError if no pair can be asked about."""
+    words = tokenizer.load_tokenizer(name, trust_remote_code=asked.trust_remote_code)
+    tokenizer.set_chat_template(words, asked.chat_template, Path())
+    where: dict[str, Any] = {"cache": asked.cache, "progress": asked.progress}
+    store = chat.tokenise(asked.folder, asked.manifest, asked.split, words, asked.how, **where)
+    examples = Examples.of(store)
+    if not store.counts["examples"]:
+        raise TrainError(f"no pair can be evaluated: {store.summary}. Raise max_length?")
+
+    def logps(name: str | Path, stage: str) -> np.ndarray:
+        weights = policy.load(name, trust_remote_code=asked.trust_remote_code)
+        policy.check_fits(weights, words, store.counts["longest"])
+        ready = policy.ready(weights, dtype=asked.dtype)
+        found = reference.compute(ready, examples, asked.max_tokens, progress=asked.progress, stage=stage)
+        return finite(found, str(name))
+
+    of_model = logps(name, "evaluating")
+    of_reference = None if asked.reference_model is None else logps(asked.reference_model, "reference")
+    objective = None if of_reference is None else dpo(asked.beta)
+    figures = pair_figures(objective, examples, of_model, of_reference)
+    origins = [examples.origin_of_pair(pair) for pair in range(len(examples.pairs()))]
+    labels = slices.of(examples) | {name: examples.values(name) for name in ALWAYS}
+    return Measured(figures, prompt_of_pairs(examples), labels, origins, store.counts)
 
 
 def dpo(beta: float) -> Preference:
@@ -171,6 +212,7 @@ def pair_figures(
 ) -> dict[str, np.ndarray]:
     """One value a pair of everything that is reported; without an objective nothing that needs a loss.
 
+    Of labelled answers one value an answer, and of them nothing that compares two answers to a prompt.
     A loss that looks at the whole step looks at the whole split, with the memory (`states`) of the steps before.
     """
     pairs = Layout(
@@ -185,10 +227,11 @@ def pair_figures(
         columns = {"logps/chosen": own.chosen_P, "logps/rejected": own.rejected_P}
     else:
         given = objective.given(own_Q, None if reference_logps is None else torch.from_numpy(reference_logps), pairs)
-        columns = per_pair(objective.judge(given, states)[0], given.policy, given.reference)
-    columns["logps/accuracies"] = preferred(own.chosen_P, own.rejected_P)
-    per_token = own.chosen_P / own.chosen_length_P, own.rejected_P / own.rejected_length_P
-    columns["logps/accuracies_per_token"] = preferred(*per_token)
+        columns = objective.figures(objective.judge(given, states)[0], given, pairs)
+    if objective is None or objective.labels is None:
+        columns["logps/accuracies"] = preferred(own.chosen_P, own.rejected_P)
+        per_token = own.chosen_P / own.chosen_length_P, own.rejected_P / own.rejected_length_P
+        columns["logps/accuracies_per_token"] = preferred(*per_token)
     return {name: values.double().numpy() for name, values in columns.items()}
 
 

@@ -86,7 +86,7 @@ class Examples:
             sequences=len(lengths),
             completion_tokens=int(lengths.sum()) - sum(sequence.start for sequence in members.sequences),
             sequence_tokens=int(lengths.sum()),
-            pair_tokens=int(lengths[members.pairs].sum()),
+            pair_tokens=int(lengths[members.pairs].sum() - lengths[_twice(members.pairs)].sum()),
         )
 
     def trees(self, prompt: int, max_tokens: int) -> list[Tree]:
@@ -164,6 +164,11 @@ class Examples:
         """`chosen_score` and `rejected_score` of every example, as [examples, 2]; NaN where there is none."""
         return np.concatenate([np.zeros((0, 2)), *(shard.scores for shard in self.shards)])
 
+    def labels(self) -> np.ndarray | None:
+        """The label of every example; None where they have none."""
+        parts = [shard.labels for shard in self.shards]
+        return None if any(part is None for part in parts) else np.concatenate([np.zeros(0, bool), *parts])
+
     def margins(self) -> np.ndarray:
         """Chosen minus rejected score of every example; NaN where there is none."""
         return -np.diff(self.scores(), axis=1)[:, 0]
@@ -184,7 +189,8 @@ class Members(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How much there is of some prompts; `pair_tokens` takes both sides of every pair for sequences of their own."""
+    """How much there is of some prompts; `pair_tokens` takes both sides of every pair for sequences of their own, and a
+    labelled answer for one."""
 
     pairs: int
     sequences: int
@@ -215,6 +221,8 @@ class ShardView:
         self.examples = batch.column("examples").values
         scores = [self.examples.field(name) for name in ("chosen_score", "rejected_score")]
         self.scores = np.stack([score.to_numpy(zero_copy_only=False) for score in scores], axis=1)  # null: NaN
+        labels = self.examples.field("label")
+        self.labels = None if labels.null_count else labels.to_numpy(zero_copy_only=False)
 
     def counts(self) -> np.ndarray:
         """Pairs, or if there are none at all sequences, of each prompt."""
@@ -251,6 +259,11 @@ class ShardView:
 def running(counts: object) -> np.ndarray:
     """0 and the running sum: where each of some consecutive parts starts, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))]).astype(np.int64)
+
+
+def _twice(pairs: np.ndarray) -> np.ndarray:
+    """The sequences that are both sides of a pair: labelled answers."""
+    return pairs[pairs[:, 0] == pairs[:, 1], 0]
 
 
 def _sides(pairs: pa.StructArray) -> np.ndarray:

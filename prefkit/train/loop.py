@@ -27,6 +27,7 @@ from torch import Tensor
 
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest, write_text_atomically
+from prefkit.schema import IDS
 from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, slices, sync, whole_step
 from prefkit.train.alarms import Alarms
 from prefkit.train.arriving import Arriving
@@ -295,10 +296,10 @@ def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> Train
 
 
 def pair_ids(job: Job, origins: list[tuple[int, int]]) -> list[str]:
-    """The pair_id of each (shard, row) of the train split."""
-    listed = job.manifest.of_split("train")
+    """The pair_id (or answer_id) of each (shard, row) of the train split."""
+    listed, name = job.manifest.of_split("train"), IDS[job.manifest.kind]
     columns = {
-        shard: pq.read_table(shards.local(job.data, listed[shard]), columns=["pair_id"])["pair_id"]
+        shard: pq.read_table(shards.local(job.data, listed[shard]), columns=[name])[name]
         for shard in {shard for shard, _ in origins}
     }
     return [columns[shard][row].as_py() for shard, row in origins]

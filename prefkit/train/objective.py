@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import TrainError, UsageError
+from prefkit.manifest import Kind
 from prefkit.resolve import Call
-from prefkit.train import terms
+from prefkit.train import labelled, terms
 from prefkit.train.arriving import Arriving
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
@@ -107,7 +108,8 @@ class Preference:
     """A weighted sum of losses of `prefkit.train.losses`; the rewards are the first one's.
 
     `margins` are those of every pair of the split that it is used on, if a loss asks for them; `public_of` tells, under
-    `ld_alpha`, the sequences that are a pair's answers cut at the length of the shorter one.
+    `ld_alpha`, the sequences that are a pair's answers cut at the length of the shorter one. `labels`, where the split
+    holds labelled answers in place of pairs, are those of every one of them (`labelled.py`).
     """
 
     terms: Sequence[Term]
@@ -116,6 +118,7 @@ class Preference:
     ld_alpha: float | None = None
     length_normalisation: bool = False
     public_of: Callable[[np.ndarray], np.ndarray] | None = None
+    labels: Tensor | None = None
 
     @classmethod
     def of(
@@ -138,6 +141,8 @@ class Preference:
 
     def on(self, examples: Examples | Arriving) -> Preference:
         """The same objective for the pairs of one split; TrainError if a loss asks for scores that they have not."""
+        if (labels := examples.labels()) is not None:
+            return replace(self, labels=torch.from_numpy(labels))
         if self.ld_alpha is not None:
             self = replace(self, public_of=examples.public_of)
         if not self.asks_for("margins_P"):
@@ -167,18 +172,22 @@ class Preference:
 
     @property
     def names(self) -> Sequence[str]:
-        """The figures of a pair, as `per_pair` gives them."""
-        return FIGURES + OF_REFERENCE if self.takes_reference else FIGURES
+        """The figures of a pair, as `per_pair` gives them; of a labelled answer, as `per_answer` does."""
+        plain, of_reference = (FIGURES, OF_REFERENCE) if self.labels is None else labelled.FIGURES
+        return plain + of_reference if self.takes_reference else plain
 
     def judge(self, given: Given, states: States = (), weights_P: Tensor | None = None) -> tuple[LossOutput, States]:
         """The loss of each pair, times its weight if it has one, and what the losses remember.
 
-        What is a function of the whole step has no loss of a single pair; each pair is given the mean.
+        What is a function of the whole step has no loss of a single pair; each pair (or labelled answer) is given the
+        mean.
         """
         outputs = [term(given, state) for term, state in zip_longest(self.terms, states)]
         values = [output[0].mean() if self.whole_step else output[0] for output in outputs]
         total = torch.stack([term.weight * value for term, value in zip(self.terms, values, strict=True)]).sum(0)
-        losses_P = total.expand(len(given.policy.chosen_P))
+        losses_P = total.expand(
+            len(given.policy.chosen_P) + (0 if self.labels is None else len(given.policy.rejected_P))
+        )
         if weights_P is not None:
             losses_P = losses_P * weights_P
         kept = tuple(output.state if isinstance(output, StepOutput) else None for output in outputs)
@@ -199,9 +208,27 @@ class Preference:
             undamped=pair_logps(logps_Q, pairs),
         )
 
+    def good(self, pairs: Bin | Layout) -> Tensor:
+        """Which of some labelled answers are good."""
+        assert self.labels is not None
+        return self.labels[pairs.pair_rows_P.cpu()].to(pairs.pair_rows_P.device)
+
+    def figures(self, output: LossOutput, given: Given, pairs: Bin | Layout) -> dict[str, Tensor]:
+        """What is reported of the pairs or labelled answers of one bin or several."""
+        output = output._replace(losses_P=output.losses_P.detach())
+        if self.labels is None:
+            return per_pair(output, given.policy, given.reference)
+        return labelled.per_answer(output, given.policy, given.reference, self.good(pairs))
+
     def sides(self, logps_Q: Tensor, pairs: Bin | Layout) -> LogProbs:
-        """Both answers' log-probabilities as the modifiers make them; lengths stay those of whole answers."""
-        sides = pair_logps(logps_Q, pairs)
+        """Both answers' log-probabilities as the modifiers make them; lengths stay those of whole answers.
+
+        Of labelled answers, the sides are the good and the bad ones.
+        """
+        if self.labels is None:
+            sides = pair_logps(logps_Q, pairs)
+        else:
+            sides = labelled.sides(logps_Q, pairs.sequence_length_Q, pairs.pairs_P2[:, 0], self.good(pairs))
         if self.ld_alpha is not None and self.public_of is not None:
             sides = self.damped(sides, logps_Q, pairs)
         if self.length_normalisation:
@@ -243,7 +270,7 @@ class Preference:
         given = self.given(logps_Q, reference_Q, bin)
         weights_P = None if weights_Q is None else weights_Q[bin.pairs_P2].prod(1)
         output, kept = self.judge(given, states, weights_P)
-        columns = per_pair(output._replace(losses_P=output.losses_P.detach()), given.policy, given.reference)
+        columns = self.figures(output, given, bin)
         return BinLoss(
             total=output.losses_P.sum() / step.examples,
             figures_NP=torch.stack([columns[name] for name in self.names]),
@@ -323,12 +350,13 @@ def of_phase(phase: Phase, losses: list[Weighted]) -> Preference | Supervised:
     )
 
 
-def tokenising(phase: Phase, objective: Preference | Supervised) -> Tokenising:
-    """What the phase's tokens depend on besides the data."""
+def tokenising(phase: Phase, objective: Preference | Supervised, kind: Kind) -> Tokenising:
+    """What the phase's tokens depend on besides the data, whose kind it needs to know."""
     if isinstance(objective, Supervised):
         return Tokenising(phase.max_length or None, phase.max_length_policy, phase.column)
     mismatched, public = objective.asks_for("mismatched_M"), phase.ld_alpha is not None
-    return Tokenising(phase.max_length or None, phase.max_length_policy, None, mismatched, public)
+    labels = kind == "labels"
+    return Tokenising(phase.max_length or None, phase.max_length_policy, None, mismatched, public, labels)
 
 
 def per_pair(output: LossOutput, policy: LogProbs, reference: LogProbs | None) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from prefkit.train import (
     checkpoint,
     export,
     files,
+    labelled,
     learner,
     metrics,
     parallel,
@@ -92,7 +93,8 @@ def train(
     options = check(pipeline, model=model)
     manifest = shards.manifest_of(data)
     if not manifest.rows("train"):
-        raise DataError(f"{data}: the train split has no pairs, so there is nothing to learn from.")
+        raise DataError(f"{data}: the train split has no rows, so there is nothing to learn from.")
+    labelled.check(options, manifest.kind)
     progress = (progress if parallel.is_first() else None) or Silent()
     with ExitStack() as of_first:
         writers: Sequence[sinks.Write] = ()
@@ -136,7 +138,9 @@ def run_phases(
 
 def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None = None) -> list[dict[str, Any]]:
     """What each phase would do, from the manifest alone; `steps` is an upper bound, as steps take whole prompts."""
-    rows = shards.manifest_of(data).rows("train")
+    manifest = shards.manifest_of(data)
+    labelled.check(options, manifest.kind)
+    rows = manifest.rows("train")
     planned = []
     for phase, losses in zip(options.phases, options.losses, strict=True):
         repeats = math.prod(max([1.0, *(w or {}).values()]) for w in (phase.source_weights, phase.lang_weights))
@@ -200,7 +204,7 @@ def run_phase(job: Job, number: int) -> None:
     if phase.lora is not None:
         adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
     train_set, test_set = open_splits(job, phase, objective, start)
-    train_set, order = make_plan(job, phase, train_set)
+    train_set, order = make_plan(job, phase, losses, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
 
     now = learner.ready(job, phase, start)

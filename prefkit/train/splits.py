@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from prefkit.errors import TrainError
-from prefkit.train import chat, policy, sampling
+from prefkit.train import chat, labelled, policy, sampling
 from prefkit.train.arriving import Arriving, Supply, read_index
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
@@ -15,6 +15,7 @@ from prefkit.train.loop import Job, SplitData
 from prefkit.train.objective import Preference, Supervised, tokenising
 from prefkit.train.options import Phase
 from prefkit.train.stream import Plan
+from prefkit.train.terms import Weighted
 
 
 def open_splits(
@@ -30,6 +31,8 @@ def open_splits(
         raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
     if test_set is not None and not test_set.store.counts["examples"]:
         test_set = None  # said aloud by its summary; training does not need it
+    if test_set is None and phase.eval_every is not None:
+        job.progress.note(f"{phase.name}: eval_every = {phase.eval_every} has no effect, since there is no test split.")
     if test_set is None and "overfitting" in (phase.alarms or {}).get("stop", ()):
         raise TrainError(
             f'{phase.name}: alarms: stop names "overfitting", which is seen on a test split, and there is none.'
@@ -39,7 +42,7 @@ def open_splits(
 
 def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split: str, model: Any) -> SplitData:
     """Tokens of a split, with what became of its rows said aloud; TrainError if something cannot fit."""
-    how = tokenising(phase, objective)
+    how = tokenising(phase, objective, job.manifest.kind)
     if split == "train" and phase.stream:
         return open_stream(job, how, model)
     store = chat.tokenise(job.data, job.manifest, split, job.tokenizer, how, cache=job.cache, progress=job.progress)
@@ -64,8 +67,9 @@ def open_stream(job: Job, how: Tokenising, model: Any) -> SplitData:
     return SplitData(store, Arriving(Supply(job.data, listed, index, job.tokenizer, how, store, check)))
 
 
-def make_plan(job: Job, phase: Phase, train_set: SplitData) -> tuple[SplitData, Plan]:
-    """The examples that the phase takes, and the order of its steps; says what an epoch leaves out or repeats."""
+def make_plan(job: Job, phase: Phase, losses: list[Weighted], train_set: SplitData) -> tuple[SplitData, Plan]:
+    """The examples that the phase takes, and the order of its steps; says what an epoch leaves out or repeats, and
+    whether labels are out of balance."""
     examples, drawn = sampling.select(train_set.examples, phase)
     prompts = examples.shard_prompts
     order = Plan(
@@ -76,4 +80,6 @@ def make_plan(job: Job, phase: Phase, train_set: SplitData) -> tuple[SplitData, 
             job.progress.note(f"{phase.name}, epoch {epoch + 1}: {said}")
     if not order.steps:
         raise TrainError(f"{phase.name}: filters, weights and caps leave nothing to train on.")
+    if said := labelled.balance(*labelled.counted(examples), losses):
+        job.progress.note(f"{phase.name}: {said}")
     return SplitData(train_set.store, examples), order

@@ -1,8 +1,9 @@
 """The token store: one Arrow file a shard of the data set, a row a prompt, and `store.json` when all are there.
 
     sequences   list<struct<tokens, start, row>>      distinct; tokens[start:] is the completion; row is in the shard
-    pairs       list<struct<row, chosen, rejected>>   two positions in `sequences`; empty for supervised fine-tuning
-    examples    list<struct<source, lang, chosen_score, rejected_score>>
+    pairs       list<struct<row, chosen, rejected>>   two positions in `sequences`, of a labelled answer twice the same;
+                                                      empty for supervised fine-tuning
+    examples    list<struct<source, lang, chosen_score, rejected_score, label>>
                                                       what the data set says of each pair, or of each sequence where
                                                       there are no pairs; null where it says nothing
     public      list<struct<chosen, rejected>>        where each pair's answers stand in `sequences`, cut at the length
@@ -38,6 +39,7 @@ EXAMPLE = pa.struct(
         ("lang", pa.dictionary(pa.int32(), pa.string())),
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
+        ("label", pa.bool_()),
     ]
 )
 SCHEMA = pa.schema(
@@ -83,24 +85,26 @@ LOSSES = {
     "system_merged": "the template refuses system messages, so this one stands before the first user message's text",
     "system_left_out": "the template leaves the system message out",
     "repeated": "the same answer to the same prompt again, and learned once",
+    "undesirable": "an answer with a bad label, which fine-tuning does not learn",
     "prompt_too_long": "the prompt alone reaches max_length",
     "completion_too_long": "the completion leaves no room for any of its prompt within max_length",
     "too_long": 'longer than max_length under max_length_policy = "drop"',
     "empty_completion": "a completion has no token of its own",
     "no_answer": "there is no assistant message to learn",
-    "same_after_cut": "chosen and rejected are the same up to max_length",
+    "same_after_cut": "chosen and rejected, or a good and a bad answer to a prompt, are the same up to max_length",
     "prompt_rewritten": "the template writes the prompt's messages differently once a completion follows",
     "answer_rewritten": "the template leaves out or rewrites part of the answer, its thinking for example",
 }
 
 
 class Example(NamedTuple):
-    """What the data set says of a pair, or of an answer to learn; None where it says nothing."""
+    """What the data set says of a pair, or of an answer; None where it says nothing."""
 
     source: str | None
     lang: str | None
     chosen_score: float | None
     rejected_score: float | None
+    label: bool | None = None
 
 
 class Prompt(NamedTuple):
@@ -203,7 +207,9 @@ def to_arrow(prompts: Iterable[Prompt]) -> pa.RecordBatch:
 
 def to_struct(prompts: list[Prompt]) -> pa.StructArray:
     """What is known of all examples, side by side; the few sources and languages stand once each."""
-    table = [list(column) for column in zip(*(e for p in prompts for e in p.examples), strict=True)] or [[]] * 4
+    table = [list(column) for column in zip(*(e for p in prompts for e in p.examples), strict=True)] or [[]] * len(
+        EXAMPLE
+    )
     columns = [
         pa.array(values, field.type.value_type).dictionary_encode() if number < 2 else pa.array(values, field.type)
         for number, (values, field) in enumerate(zip(table, EXAMPLE, strict=True))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from prefkit import manifest
 from prefkit.config import Pipeline
 from prefkit.manifest import Manifest, Shard
-from prefkit.schema import PAIRS
+from prefkit.schema import LABELS, PAIRS, TABLES
 
 TINY = {
     "model_type": "llama",
@@ -50,7 +50,37 @@ def toy_pairs(prompts: int = 24, answers: int = 2) -> list[dict]:
     return rows
 
 
-def write_data_set(folder: Path, train: list[dict], test: list[dict] = (), shards: int = 1) -> Manifest:
+def answer(prompt: str, completion: str, label: bool, /, **columns: object) -> dict:
+    """One row of LABELS; columns that are not given are made up."""
+    row = {
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": completion}],
+        "label": label,
+        "answer_id": f"answer {prompt} {completion}"[:60],
+        "prompt_id": f"id of {prompt}"[:60],
+        "source": "test",
+        "lang": "en",
+        "completion_score": float(label),
+    }
+    return dict.fromkeys(LABELS.names) | row | columns
+
+
+def toy_labels(prompts: int = 24, answers: int = 2) -> list[dict]:
+    """Answers with something to learn: one without "no" is good; of every third prompt all are, of the next one none
+    are."""
+    rows = []
+    for n in range(prompts):
+        prompt = f"What is {n} and {n * 7 % 11}? " + "Think about it. " * (n % 4)
+        for a in range(answers):
+            good = [True, False, a % 2 == 0][n % 3]
+            text = f"It is {n + n * 7 % 11}, yes." + "!" * (n % 3 + a) + " no no no" * (not good)
+            rows.append(answer(prompt, text, good, source="odd" if n % 2 else "even"))
+    return rows
+
+
+def write_data_set(
+    folder: Path, train: list[dict], test: list[dict] = (), shards: int = 1, kind: str = "pairs"
+) -> Manifest:
     """A data set directory as `prefkit build-pairs` leaves it, `train` dealt to `shards` files prompt by prompt."""
     (folder / "data").mkdir(parents=True)
     prompts = list(dict.fromkeys(row["prompt_id"] for row in train))
@@ -58,18 +88,18 @@ def write_data_set(folder: Path, train: list[dict], test: list[dict] = (), shard
     for number in range(shards):
         mine = set(prompts[number::shards])
         listed.append(
-            _write(folder, f"train-{number:05d}", "train", [row for row in train if row["prompt_id"] in mine])
+            _write(folder, f"train-{number:05d}", "train", [row for row in train if row["prompt_id"] in mine], kind)
         )
     if test:
-        listed.append(_write(folder, "test-00000", "test", list(test)))
-    made = Manifest("test", "", [], {}, {}, [], [], listed)
+        listed.append(_write(folder, "test-00000", "test", list(test), kind))
+    made = Manifest("test", "", [], {}, {}, [], [], listed, kind=kind)
     (folder / manifest.FILE_NAME).write_text(manifest.dump(made))
     return made
 
 
-def _write(folder: Path, name: str, split: str, rows: list[dict]) -> Shard:
+def _write(folder: Path, name: str, split: str, rows: list[dict], kind: str) -> Shard:
     path = folder / "data" / f"{name}.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=TABLES[kind]), path)
     return Shard(f"data/{path.name}", split, len(rows), path.stat().st_size, manifest.file_sha256(path))
 
 
