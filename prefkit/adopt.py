@@ -10,16 +10,16 @@ the run with its file and line: what to do about it is for whoever made it to sa
     source, lang          of the row, if it says so; source is else the name of its file
 
 Rows keep their order. A row is of the test split if the hash of its messages says so, so equal ones are on one side.
-Rows are read, checked and written in batches; memory is bounded by a shard.
+Rows are read, checked and written in batches, beside OUT until all are; memory is bounded by a shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -42,10 +42,10 @@ def adopt(paths: list[Path], out: Path, *, column: str = "messages", test: float
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty. Choose another --out.")
-    unfinished = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "data").mkdir(parents=True)
-    try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        unfinished = Path(scratch) / "new"
+        (unfinished / "data").mkdir(parents=True)
         writing = {split: Split(unfinished, split) for split in ("train", "test")}
         inputs = []
         for path in paths:
@@ -64,9 +64,6 @@ def adopt(paths: list[Path], out: Path, *, column: str = "messages", test: float
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return made_of
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,9 @@ from prefkit import adopt, manifest
 from prefkit.cli import main
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import file_sha256
+from prefkit.pairs.verify import verify
+from prefkit.pairs.why import why
+from tests.pairs.test_verify import forge
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -87,6 +91,8 @@ def test_row_that_is_no_conversation_is_named(tmp_path, row, said):
 
 
 def test_what_is_in_the_way_stays(tmp_path):
+    (tmp_path / "new.tmp").mkdir()  # a name that somebody may have given
+    (tmp_path / "new.tmp" / "mine").touch()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(UsageError, match="not empty"):
@@ -97,6 +103,27 @@ def test_what_is_in_the_way_stays(tmp_path):
     (tmp_path / "b.parquet").write_text("no Parquet")
     with pytest.raises(DataError, match=r"b\.parquet: cannot be read as Parquet"):
         adopt.adopt([tmp_path / "b.parquet"], tmp_path / "new")
+    adopt.adopt([tmp_path / "a.jsonl"], tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.parquet", "new", "new.tmp", "out"]
+    assert (tmp_path / "new.tmp" / "mine").exists()
+
+
+def test_verify_looks_at_files_rows_and_splits(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [chat(n) for n in range(40)])
+    adopt.adopt([path], tmp_path / "d", test=0.4)
+    assert verify(tmp_path / "d") == []
+    train, test = (next((tmp_path / "d" / "data").glob(f"{split}-*")) for split in ("train", "test"))
+    whole = train.read_bytes()
+    train.write_bytes(whole[:-1])
+    assert any("bytes, but the manifest says" in problem for problem in verify(tmp_path / "d"))
+    train.write_bytes(whole)
+    forge(tmp_path / "d", "train", lambda rows: rows.slice(1), kind="conversations")
+    assert any("40 rows came in, but the shards hold 39" in problem for problem in verify(tmp_path / "d"))
+    of_test = pl.read_parquet(test)
+    forge(tmp_path / "d", "train", lambda rows: pl.concat([rows, of_test.head(1)]), kind="conversations")
+    assert any("1 conversations stand in train and in test" in problem for problem in verify(tmp_path / "d"))
+    with pytest.raises(DataError, match="there is nothing to ask"):
+        why(tmp_path / "d", "a.jsonl:1")
 
 
 def test_adopted_conversations_train_on_all_assistant_turns(tmp_path, capsys):

@@ -178,7 +178,21 @@ def save_alone(adapted: Any, folder: Path) -> None:
 
 
 def base_of(name: str | Path, *, local_files_only: bool) -> str | None:
-    """The model that an adapter belongs to, by path or name; None if `name` is no adapter. TrainError if unknown."""
+    """The model that an adapter belongs to, by path or name, maybe an adapter itself; None if `name` is no adapter.
+
+    TrainError if it is unknown, or if adapters in folders name each other in a circle.
+    """
+    base = _named_base(name, local_files_only=local_files_only)
+    at, seen = base, [Path(name).resolve()]
+    while at is not None and Path(at).is_dir():
+        if Path(at).resolve() in seen:
+            raise TrainError(f'adapter "{name}" has no base: {" -> ".join(map(str, seen))} -> {at} is a circle.')
+        seen.append(Path(at).resolve())
+        at = _named_base(at, local_files_only=True)
+    return base
+
+
+def _named_base(name: str | Path, *, local_files_only: bool) -> str | None:
     file = find_adapter_config_file(str(name), local_files_only=local_files_only)
     if file is None:
         return None
@@ -189,10 +203,7 @@ def base_of(name: str | Path, *, local_files_only: bool) -> str | None:
     if not base:
         raise TrainError(f'{file}: base_model_name_or_path is missing, so the base of adapter "{name}" is not known.')
     beside = Path(name) / base
-    found = str(beside) if beside.is_dir() else base
-    if Path(found).resolve() == Path(name).resolve():
-        raise TrainError(f'{file}: adapter "{name}" names itself as its base.')
-    return found
+    return str(beside) if beside.is_dir() else str(base)
 
 
 def merge_into(model: Any, name: str | Path, *, local_files_only: bool) -> Any:

@@ -89,8 +89,14 @@ def test_adapters_that_do_not_fit_are_refused(sft_adapter, base, tmp_path):
         policy.load(edited(sft_adapter, tmp_path / "a", base_model_name_or_path=None))
     with pytest.raises(TrainError, match="cannot be loaded: no such folder"):
         policy.load(edited(sft_adapter, tmp_path / "b", base_model_name_or_path="/no/such/place"))
-    with pytest.raises(TrainError, match="names itself as its base"):
+    with pytest.raises(TrainError, match=r"c -> .* is a circle"):
         policy.load(edited(sft_adapter, tmp_path / "c", base_model_name_or_path="."))
+    one = edited(sft_adapter, tmp_path / "one", base_model_name_or_path=str(tmp_path / "two"))
+    two = edited(sft_adapter, tmp_path / "two", base_model_name_or_path=str(tmp_path / "three"))
+    edited(sft_adapter, tmp_path / "three", base_model_name_or_path=str(two))  # a circle that `one` only leads to
+    for load in (policy.load, load_tokenizer):
+        with pytest.raises(TrainError, match=r"one -> .*two -> .*three -> .*two is a circle"):
+            load(one)
     with pytest.raises(TrainError, match=r"cannot be merged into its base.*size mismatch"):
         policy.load(edited(sft_adapter, tmp_path / "d", r=5))
     with pytest.raises(TrainError, match=r"does not fit its base: .*q_proj"):

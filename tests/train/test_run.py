@@ -105,6 +105,20 @@ def test_killed_at_any_step_and_resumed_is_bitwise_the_same(data, tmp_path, step
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+def test_evaluations_that_a_missing_test_split_prevents_are_said_once(tmp_path):
+    write_data_set(tmp_path / "d", toy_pairs(6))
+    said = []
+
+    class Noting(Silent):
+        def note(self, text):
+            said.append(text)
+
+    phases = [SFT, {**DPO, "eval_every": 1, "max_steps": 2}]
+    run.train(pipeline(tmp_path, *phases), data=tmp_path / "d", out=tmp_path / "r", progress=Noting())
+    about = [text for text in said if "eval_every" in text]
+    assert about == ["dpo: eval_every = 1 has no effect, since there is no test split."]
+
+
 def test_every_pair_is_trained_on_once_an_epoch_also_across_a_kill(data, tmp_path, monkeypatch):
     seen = []
     whole = loop.train_step
