@@ -1,4 +1,4 @@
-"""The commands of half one: `prefkit build-pairs | verify | why | export`."""
+"""The commands of half one: `prefkit build-pairs | view | verify | why | export`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ BUILD_EXAMPLES = """examples:
   prefkit build-pairs ultrafeedback new.jsonl --onto data --out data2
 
 shipped pipelines: {pipelines}
+"""
+VIEW_EXAMPLES = """examples:
+  prefkit view data --open                  browse, search, filter and flag in the browser; Ctrl+C ends it
+  prefkit view data --port 8765             then from elsewhere: ssh -L 8765:127.0.0.1:8765 HOST
+  prefkit view data --flags mine.jsonl      keep the flags elsewhere, as for data that may not be written to
+
+A pipeline leaves out what is flagged: exclude = "data/flags.jsonl" in its [build].
 """
 VERIFY_EXAMPLES = """examples:
   prefkit verify data
@@ -44,6 +51,7 @@ formats:
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser."""
     _add_build_pairs(commands)
+    _add_view(commands)
     _add_verify(commands)
     _add_why(commands)
     _add_export(commands)
@@ -145,6 +153,36 @@ def _build_pairs(given: argparse.Namespace) -> int:
         summary.print_record(record, given.out, time.perf_counter() - started, Console(highlight=False))
         if not url and record.kind == "pairs":
             print(f"To look at it: prefkit report {shlex.quote(str(out))} --open")
+    return 0
+
+
+def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = (
+        "Browse a whole data set, search, filter and flag it, in the browser. It is served to this machine alone, at "
+        "an address with a secret in it."
+    )
+    parser = command(commands, "view", text, VIEW_EXAMPLES)
+    parser.add_argument("data", type=Path, metavar="DIR", help="a folder that build-pairs wrote")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="listen on this port (default: a free one)")
+    parser.add_argument("--flags", type=Path, metavar="FILE", help="where flags are kept (default: DIR/flags.jsonl)")
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
+    parser.set_defaults(run=_view, interrupted="interrupted.")
+
+
+def _view(given: argparse.Namespace) -> int:
+    from prefkit.pairs import view
+
+    def ready(address: str) -> None:
+        print(f"{given.data}: {address}", flush=True)
+        print(f"Whoever has this address can read and flag the data. Flags: {given.flags or given.data / view.FLAGS}. "
+              "Ctrl+C ends it.", flush=True)  # fmt: skip
+        if given.open:
+            import webbrowser
+
+            if not webbrowser.open(address):
+                fail("--open: no browser was found here. Open the address yourself.", 1)
+
+    view.serve(given.data, port=given.port, flags=given.flags, ready=ready)
     return 0
 
 

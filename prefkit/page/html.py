@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-VOID = {"meta", "input"}
+VOID = {"meta", "input", "link"}
 
 
 class Html(str):

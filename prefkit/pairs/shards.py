@@ -59,7 +59,7 @@ def write_shard(
     low, high = (number << 64) // count, ((number + 1) << 64) // count
     pieces = [piece for part in parts for piece in _slice(part, test, low, high)]
     rows = pl.concat([tables.empty(PART[kind]), *pieces]).sort(SORT[kind])
-    _write(folder, rows, schema.TABLES[kind], row_group, level)
+    write_rows(folder, rows, schema.TABLES[kind], row_group, level)
 
 
 def _slice(part: Path, test: bool, low: int, high: int) -> Iterator[pl.DataFrame]:
@@ -82,10 +82,11 @@ def write_rejects(folder: Path, parts: Sequence[Path], counts: Sequence[int], nu
         if first < last:
             pieces += tables.read_rows(part / "rejects.arrow", first, last)
         base += count
-    _write(folder, pl.concat(pieces), schema.REJECTS, ROW_GROUP_OF_REJECTS, level)
+    write_rows(folder, pl.concat(pieces), schema.REJECTS, ROW_GROUP_OF_REJECTS, level)
 
 
-def _write(folder: Path, rows: pl.DataFrame, table_schema: pa.Schema, row_group: int, level: int) -> None:
+def write_rows(folder: Path, rows: pl.DataFrame, table_schema: pa.Schema, row_group: int, level: int) -> None:
+    """Write a whole file as data.parquet, and what it holds as shard.json."""
     path = folder / "data.parquet"
     with pq.ParquetWriter(
         path,

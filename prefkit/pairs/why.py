@@ -13,7 +13,7 @@ Rows are counted from 1, in raw files as in shards; answers from 0, as in their 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ def why(folder: Path, asked: str) -> dict[str, Any]:
         return {"asked": asked, "matches": [f"{kind} {_shown(name)}" for kind, name in matches]}
     ((kind, name),) = matches
     in_kept, in_rejects = _filters(kind, name, record)
-    found = [_with_reason(one, record) for one in _collect(kept.filter(in_kept).select(**_shown_columns(record)))]
+    holding = {row["shard"] for row in _collect(kept.filter(in_kept).select("shard").unique())}
+    texts = _scan(folder, record, "train", "test", only=holding)  # of a few files, not of all
+    found = [_with_reason(one, record) for one in _collect(texts.filter(in_kept).select(**_shown_columns(record)))]
     fallen = [] if kind == unit else _collect(rejects.filter(in_rejects).select(**_REJECT))
     rows = [] if kind == unit else _rows(found, fallen, kind, name, record)
     clusters = sorted({each["cluster_id"] for each in [*found, *fallen]} - {None})
@@ -71,13 +73,14 @@ def why(folder: Path, asked: str) -> dict[str, Any]:
     return {"asked": asked, "kind": kind, "name": _shown(name), **facts}
 
 
-def _scan(folder: Path, record: Manifest, *splits: str) -> pl.LazyFrame:
-    """The rows of some splits, with the shard that each stands in and its row there."""
+def _scan(folder: Path, record: Manifest, *splits: str, only: Container[str] | None = None) -> pl.LazyFrame:
+    """The rows of some splits, or `only` of some shards of them, with the shard that each stands in and its row
+    there."""
     kind = schema.TABLES["rejects" if "rejects" in splits else record.kind]
     nothing = tables.empty(kind).with_columns(pl.lit(None, kind).alias(name) for name, kind in PLACE.items())
     frames = [nothing.lazy()]
     for shard in record.shards:
-        if shard.split in splits:
+        if shard.split in splits and (only is None or shard.path in only):
             rows = pl.scan_parquet(folder / shard.path, row_index_name="shard_row", row_index_offset=1)
             frames.append(rows.with_columns(split=pl.lit(shard.split), shard=pl.lit(shard.path)))
     return pl.concat(frames, how="diagonal_relaxed")

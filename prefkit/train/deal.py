@@ -21,8 +21,7 @@ import heapq
 
 import numpy as np
 
-from prefkit.train.fill import pack
-from prefkit.train.pack import Bin, IntArray, Tree, collate
+from prefkit.train.pack import Bin, IntArray, Tree, collate, pack
 
 NOTHING: IntArray = np.zeros(0, dtype=np.int64)
 

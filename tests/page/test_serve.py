@@ -46,8 +46,10 @@ def test_what_is_asked_reaches_the_page_and_its_answer_the_browser() -> None:
         assert headers["Content-Type"] == "text/html; charset=utf-8"
         assert headers["Cache-Control"] == "no-store"
         assert headers["Referrer-Policy"] == "no-referrer"
-        assert get(url, body=b"flag")[0] == 200
-        assert asked == [Request("GET", "rows", {"page": "2", "q": "a b"}, b""), Request("POST", "", {}, b"flag")]
+        assert get(url, body=b'"flag"', Content_Type="application/json")[0] == 200
+        first, second = asked
+        assert first[:4] == ("GET", "rows", {"page": "2", "q": "a b"}, b"")
+        assert second[:4] == ("POST", "", {}, b'"flag"')
         assert get(url, If_None_Match='"v1"')[:2] == (304, b"")
         assert get(url, If_None_Match='"v0"')[:2] == (200, "å".encode())
 
@@ -56,11 +58,13 @@ def test_without_the_token_or_by_another_name_there_is_nothing() -> None:
     with running(Response(b"secret")) as (url, asked):
         base, token = url.rstrip("/").rsplit("/", 1)
         for path in ("", "/", "/favicon.ico", f"/{token[:-1]}/", f"/{token}x/", f"/x/{token}/"):
-            assert get(base + path)[:2] == (404, b"")
-        assert get(url, Host="evil.example:80")[0] == 404, "a name of the web that leads here"
+            status, body, _ = get(base + path)
+            assert status == 403
+            assert body.startswith(b"The address lacks its token")
+        assert get(url, Host="evil.example:80")[0] == 403, "a name of the web that leads here"
         assert get(url, Host=f"localhost:{base.rsplit(':', 1)[1]}")[0] == 200, "a tunnel's name"
         assert len(asked) == 1
-        assert get(url, Content_Length=str(1 << 40))[0] == 413
+        assert get(url, body=b"", Content_Type="application/json", Content_Length=str(1 << 40))[0] == 413
 
 
 def test_each_server_has_a_token_of_its_own() -> None:
