@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 from prefkit import resolve
 from prefkit.errors import TrainError
 from prefkit.train import chat, length
-from prefkit.train.pack import Bin, Tree, collate, pack, split_tree
+from prefkit.train.fill import pack
+from prefkit.train.pack import Bin, Tree, collate, split_tree
 from prefkit.train.store import Prompt
 
 MESSAGES = ("prompt", "chosen", "rejected")

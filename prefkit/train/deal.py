@@ -21,7 +21,8 @@ import heapq
 
 import numpy as np
 
-from prefkit.train.pack import Bin, IntArray, Tree, collate, pack
+from prefkit.train.fill import pack
+from prefkit.train.pack import Bin, IntArray, Tree, collate
 
 NOTHING: IntArray = np.zeros(0, dtype=np.int64)
 

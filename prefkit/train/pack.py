@@ -27,15 +27,13 @@ entries.
 Cost: O(total tokens) of memcmp-speed sorting and comparison in numpy, plus some 10 microseconds of Python a sequence.
 `tests/benchmarks/train.py --case packing` measures about 20M tokens/s for trees of four long completions.
 
-A tree that is larger than a bin is split along its pairs. Bins are filled by best fit decreasing, which is within
-11/9 of the optimum and close to it in practice; ties go to the earliest bin, so the result is a function of the sizes.
+A tree that is larger than a bin is split along its pairs. `prefkit.train.fill` says which trees share a bin.
 
 Shape suffixes: T tokens, S segments, C entries, Q sequences, E (entry, sequence) incidences, P pairs.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, fields, replace
@@ -238,25 +236,6 @@ def _split(sequences: Seq[Sequence], groups: list[list[int]], names: list[str], 
         members.append(set(group))
         sizes.append(size)
     return parts
-
-
-def pack(sizes: ArrayLike, max_tokens: int) -> list[IntArray]:
-    """Best fit decreasing: indices of `sizes` in bins whose sum is at most `max_tokens`; every size must fit."""
-    sizes_N = np.asarray(sizes, dtype=np.int64)
-    assert not len(sizes_N) or sizes_N.max() <= max_tokens, "split_tree comes before pack"
-    bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
-    for i in np.argsort(-sizes_N, kind="stable").tolist():
-        size = int(sizes_N[i])
-        at = bisect.bisect_left(room, (size, -1))
-        if at < len(room):
-            free, target = room.pop(at)
-        else:
-            free, target = max_tokens, len(bins)
-            bins.append([])
-        bins[target].append(i)
-        bisect.insort(room, (free - size, target))
-    return [np.array(sorted(members), dtype=np.int64) for members in bins]
 
 
 @dataclass(frozen=True)

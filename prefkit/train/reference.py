@@ -34,7 +34,7 @@ from prefkit.train.policy import Policy, weights_hash
 from prefkit.train.store import Store
 from prefkit.train.stream import make_step
 
-FORMAT = 2
+FORMAT = 3
 PROMPTS_A_BATCH = 256  # packed into bins together
 
 

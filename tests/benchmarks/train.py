@@ -366,7 +366,8 @@ def rows_in_order(case: str, given: argparse.Namespace) -> list[dict]:
 
 def packing() -> None:
     """How full the bins of a step are, and how fast its trees are built and put into them."""
-    from prefkit.train.pack import Sequence, build_tree, collate, pack
+    from prefkit.train.fill import pack
+    from prefkit.train.pack import Sequence, build_tree, collate, tree_size
 
     rng = np.random.default_rng(0)
     groups = []
@@ -383,11 +384,27 @@ def packing() -> None:
         [collate([trees[i] for i in members]) for members in tree_bins]
     done = time.perf_counter()
     tokens = sum(len(sequence.tokens) for group in groups for sequence in group)
-    full = {size: sum(sizes) / len(pack(sizes, size)) / size for size in (8192, 16384)}
     speed = [tokens / (built - started) / 1e6, 2 * sum(sizes) / (done - built) / 1e6]
-    print(
-        f"packing    bins of 8,192 tokens {full[8192]:.1%} full, of 16,384 {full[16384]:.1%} ({sum(sizes):,} tokens); "
-        f"trees {speed[0]:.0f}, bins {speed[1]:.0f} million tokens/s"
+    print(f"packing    trees {speed[0]:.0f}, bins {speed[1]:.0f} million tokens/s")
+    best = [tree_size([group[0], group[-1]]) for group in groups]
+    for title, of_trees, pairs_a_tree in (("all pairs", sizes, 6), ("one pair a prompt", best, 1)):
+        for size in (8192, 16384):
+            for pairs_per_step in (64, 128, None):
+                trees_a_step = -(-pairs_per_step // pairs_a_tree) if pairs_per_step else len(of_trees)
+                print(f"packing    {title}, bins of {size:,}, {pairs_per_step or 'all'} pairs a step: "
+                      f"{how_full(of_trees, size, trees_a_step)}")  # fmt: skip
+
+
+def how_full(sizes: list[int], max_tokens: int, trees_a_step: int) -> str:
+    """The share of the bins' tokens that whole steps of so many trees fill, and what no packing could exceed."""
+    from prefkit.train.fill import fewest, pack
+
+    steps = [sizes[at : at + trees_a_step] for at in range(0, len(sizes) - trees_a_step + 1, trees_a_step)]
+    tokens = sum(map(sum, steps))
+    taken, least = (sum(of(step, max_tokens) for step in steps) for of in (lambda *a: len(pack(*a)), fewest))
+    return (
+        f"{tokens / taken / max_tokens:.1%} full, at most {tokens / least / max_tokens:.1%} "
+        f"({tokens:,} tokens in {taken} bins of {len(steps)} steps)"
     )
 
 

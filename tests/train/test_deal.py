@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prefkit.train import policy
 from prefkit.train.deal import deal, empty_bin
-from prefkit.train.pack import pack
+from prefkit.train.fill import pack
 from tests.train.conftest import make_model
 
 MAX_TOKENS = 100

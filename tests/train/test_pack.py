@@ -1,4 +1,4 @@
-"""Token trees against a trie made of Python sets; bins against the definition of best fit."""
+"""Token trees against a trie made of Python sets."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefkit.errors import TrainError
-from prefkit.train.pack import Sequence, build_tree, collate, pack, split_tree, tree_size
+from prefkit.train.pack import Sequence, build_tree, collate, split_tree, tree_size
 from tests.train.conftest import sequence_lists, tree_of
 
 
@@ -119,21 +119,6 @@ def test_a_pair_that_fits_no_bin_is_named():
     sequences = [sequence([1, 2, 3, 4], 1), sequence([1, 5, 6, 7], 1)]
     with pytest.raises(TrainError, match="pair 42 has 7 tokens, more than max_tokens = 6"):
         split_tree(sequences, [(0, 1)], pair_rows=[42], sequence_rows=[0, 1], max_tokens=6)
-
-
-@given(st.lists(st.integers(1, 50), max_size=40))
-def test_bins_hold_everything_and_are_full_enough(sizes):
-    bins = pack(sizes, 50)
-    assert sorted(i for members in bins for i in members.tolist()) == list(range(len(sizes)))
-    loads = [sum(sizes[i] for i in members) for members in bins]
-    assert all(load <= 50 for load in loads)
-    assert len(bins) < 2 * sum(sizes) / 50 + 1, "any two bins of a best-fit packing exceed one bin together"
-
-
-def test_best_fit_decreasing_by_hand():
-    # 9; 7 opens the second; 4 fits none of them and opens the third; 3 fits the second best, 2 the third, 1 the first.
-    assert [bin.tolist() for bin in pack([1, 2, 3, 4, 7, 9], 10)] == [[0, 5], [2, 4], [1, 3]]
-    assert [bin.tolist() for bin in pack([5, 5, 5, 5], 10)] == [[0, 1], [2, 3]]
 
 
 def test_a_bin_moves_to_a_device_whole():

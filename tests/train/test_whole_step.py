@@ -9,9 +9,10 @@ import torch
 from prefkit.resolve import Call
 from prefkit.train import metrics, policy, run, whole_step
 from prefkit.train.adapters import Lora
+from prefkit.train.fill import pack
 from prefkit.train.metrics import TIMING
 from prefkit.train.objective import Preference, Term
-from prefkit.train.pack import Sequence, collate, pack
+from prefkit.train.pack import Sequence, collate
 from prefkit.train.stream import Step
 from prefkit.train.terms import Weighted
 from tests.train.conftest import make_model, tree_of
