@@ -8,11 +8,14 @@ and of the weight.
 
 Cost: 8 C D V operations instead of 6 (one of the products is computed twice). A chunk of `CHUNK_LOGITS` float32 logits
 exists twice at the most, so 512 MB, whatever the vocabulary and the number of tokens. For each chunk the weight is read
-three times and its gradient read and written once: with 512 tokens a chunk (128k words) 400 operations a byte in 16
-bits, twice as many as keep an H200 busy.
+three times and its gradient read and written once: with 512 tokens a chunk (128k words) 230 operations a byte in 16
+bits, somewhat more than keep an H200 busy.
 
-The projection runs in the dtype of the model's own head (or of autocast), the softmax in float32. A frozen head gets no
-gradient computed.
+The projection runs in the dtype of the model's own head (or of autocast), the softmax in float32. The gradient of the
+weight is summed over chunks in float32, which the weights of training are in anyway: in 16 bits a sum that has grown no
+longer feels what a chunk adds (docs/benchmarks.md). Products in 16 bits are added a block of the vocabulary at a time,
+so that no second copy of the gradient exists; a weight that FSDP hands over in 16 bits gets it rounded once, at the
+end, and that takes a copy in float32. A frozen head gets no gradient computed.
 
 The model is called, not its parts: the completion head takes the place of its forward for the duration of the call, so
 that whatever wraps the model (peft, FSDP) runs its hooks around it.
@@ -41,6 +44,7 @@ from prefkit.train.losses import LogProbs
 from prefkit.train.pack import Bin, Layout
 
 CHUNK_LOGITS = 2**26  # float32 logits that exist at a time: 256 MB, 512 tokens of a vocabulary of 128k
+BLOCK_WEIGHTS = 2**25  # of the weight's gradient that are computed at a time in 16 bits: 64 MB
 
 
 def token_logps(
@@ -256,8 +260,7 @@ def _target_logps(causal_lm: Any, hidden_CD: Tensor, target_C: Tensor, chunk_log
         return torch.cat(parts) if parts else hidden_CD.new_zeros(0, dtype=torch.float32)
     device = hidden_CD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
-    bias = None if head.bias is None else head.bias.to(dtype)
-    return _ChunkedLogps.apply(hidden_CD.to(dtype), head.weight.to(dtype), bias, target_C, scale, cap, chunk)
+    return _ChunkedLogps.apply(hidden_CD.to(dtype), head.weight, head.bias, target_C, scale, cap, chunk)
 
 
 def _logit_scale(config: Any) -> float:
@@ -299,7 +302,8 @@ class _ChunkedLogps(torch.autograd.Function):
     """log softmax(cap(scale (hidden W^T + b)))[target], a chunk of rows at a time in both directions.
 
     With p the softmax and g the incoming gradient, d/dlogits = g (onehot(target) - p); the cap and the scale multiply
-    it by ``scale (1 - (logits / cap)^2)``, and the rest is the backward of a linear layer.
+    it by ``scale (1 - (logits / cap)^2)``, and the rest is the backward of a linear layer. Weight and bias are computed
+    with in the dtype of the hidden states, and have their gradients in their own.
     """
 
     @staticmethod
@@ -313,7 +317,9 @@ class _ChunkedLogps(torch.autograd.Function):
         cap: float | None,
         chunk: int,
     ) -> Tensor:
-        dtype = torch.promote_types(weight_VD.dtype, torch.float32)
+        ctx.of_weight, ctx.of_bias = weight_VD.dtype, None if bias_V is None else bias_V.dtype
+        weight_VD, bias_V = weight_VD.to(hidden_CD.dtype), None if bias_V is None else bias_V.to(hidden_CD.dtype)
+        dtype = torch.promote_types(hidden_CD.dtype, torch.float32)
         logps_C = torch.empty(len(target_C), dtype=dtype, device=target_C.device)
         normaliser_C = torch.empty_like(logps_C)
         for start in range(0, len(target_C), chunk):
@@ -332,8 +338,8 @@ class _ChunkedLogps(torch.autograd.Function):
         hidden_CD, weight_VD, bias_V, target_C, normaliser_C = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden_CD = torch.empty_like(hidden_CD) if needs_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD) if needs_weight else None
-        grad_bias_V = torch.zeros_like(bias_V) if needs_bias else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=normaliser_C.dtype) if needs_weight else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=normaliser_C.dtype) if needs_bias else None
         for start in range(0, len(target_C), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             logits_CV = _chunk_logits(hidden_CD[rows], weight_VD, bias_V, ctx.scale, ctx.cap)
@@ -346,12 +352,27 @@ class _ChunkedLogps(torch.autograd.Function):
             if ctx.scale != 1.0:
                 grad_CV.mul_(ctx.scale)
             del logits_CV  # which became the gradient
+            if grad_bias_V is not None:
+                grad_bias_V.add_(grad_CV.sum(0))
             grad_CV = grad_CV.to(weight_VD.dtype)
             if grad_hidden_CD is not None:
                 torch.mm(grad_CV, weight_VD, out=grad_hidden_CD[rows])
             if grad_weight_VD is not None:
-                grad_weight_VD.addmm_(grad_CV.T, hidden_CD[rows])
-            if grad_bias_V is not None:
-                grad_bias_V.add_(grad_CV.sum(0))
+                _add_product(grad_weight_VD, grad_CV, hidden_CD[rows])
             del grad_CV
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(ctx.of_weight)
+        if grad_bias_V is not None:
+            grad_bias_V = grad_bias_V.to(ctx.of_bias)
         return grad_hidden_CD, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def _add_product(sum_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+    """Add ``grad^T hidden`` to a sum that may be of a larger dtype; in a smaller one, a block of rows at a time."""
+    if sum_VD.dtype == hidden_CD.dtype:
+        sum_VD.addmm_(grad_CV.T, hidden_CD)
+        return
+    block = max(1, BLOCK_WEIGHTS // hidden_CD.shape[1])
+    for start in range(0, len(sum_VD), block):
+        words = slice(start, start + block)
+        sum_VD[words] += grad_CV[:, words].T @ hidden_CD
