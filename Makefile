@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= demo-output
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test check docs format clean
 
 install: .venv/installed  ## everything, for work on prefkit
 
@@ -19,12 +19,15 @@ check: .venv/installed  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed  ## the documentation site, in site/
+	$(BIN)/mkdocs build
+
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv $(DEMO_OUT) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv $(DEMO_OUT) site dist .mypy_cache .ruff_cache .pytest_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "prefkit needs Python 3.11 or newer; set PYTHON=…"; exit 1; }
