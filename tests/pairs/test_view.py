@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from prefkit.pairs.view.table import Table
 from tests.pairs.chats import build as ready_made
 from tests.pairs.chats import conversations
 from tests.pairs.raw import completion, dirty_lines, row, write_lines
-from tests.pairs.viewing import Client, build, viewing
+from tests.pairs.viewing import LABELS, Client, build, viewing
 
 
 def answer(rng: random.Random, text: str, at: int) -> dict[str, Any]:
@@ -317,6 +317,7 @@ def test_words_and_phrases(text: str, expected: list[str]) -> None:
         ("pairs", {"nonsense": "1"}, "nonsense"),
         ("pairs", {"least": "much"}, "least"),
         ("pairs", {"least": "nan"}, "no number"),
+        ("pairs", {"label": "true"}, "label"),
         ("pairs", {"page": "-1"}, "page"),
         ("pairs", {"page": "x"}, "page"),
         ("pairs", {"sort": "prompt"}, "sort"),
@@ -526,6 +527,48 @@ def test_a_flag_that_was_answered_survives_a_kill_and_leaves_the_build(data: Pat
         assert not {one["pair_id"] for one in left.rows()} & set(noted)
 
 
+# A data set of labels
+
+
+def test_labels_are_browsed_and_flagged_as_pairs_are(tmp_path: Path) -> None:
+    data = build(tmp_path / "labels", dirty_lines(120), pipeline=LABELS)
+    shards = [str(data / shard.path) for split in ("train", "test") for shard in manifest.read(data).of_split(split)]
+    everything = duckdb.sql(f"select * from read_parquet({shards!r})").fetchall()
+    names = duckdb.sql(f"select * from read_parquet({shards!r})").columns
+    rows = [dict(zip(names, one, strict=True)) for one in everything]
+
+    def places(rule: Callable[[dict[str, Any]], bool]) -> list[int]:
+        return [at for at, one in enumerate(rows) if rule(one)]
+
+    with viewing(data) as client:
+        assert client.get("about")["labels"] == len(rows) == len(client.rows("labels"))
+        assert found(client, "labels", label="true", most=8) == places(
+            lambda one: one["label"] and one["completion_score"] <= 8
+        )
+        assert found(client, "labels", label="false") == places(lambda one: not one["label"]) != []
+        assert found(client, "labels", text="river", within="completion") == places(
+            lambda one: "river" in one["completion"][0]["content"].lower()
+        )
+        by_score = sorted(range(len(rows)), key=lambda at: (rows[at]["completion_score"], at))
+        assert found(client, "labels", sort="completion_score") == by_score
+        counted = {value: count for value, count in client.get("choices")["labels"]["label"]["values"]}  # noqa: C416
+        assert counted == {value: len(places(lambda one: one["label"] is value)) for value in (True, False)}  # noqa: B023
+        one = client.get("label", row=7)
+        assert {name: one[name] for name in ("answer_id", "label", "completion", "prompt")} == {
+            name: rows[7][name] for name in ("answer_id", "label", "completion", "prompt")
+        }
+        assert client.get("label/why", row=7)["lines"] == list(why.lines(why.why(data, rows[7]["answer_id"])))
+        client.post("flag", row=7, kind="pair", note="wrong")
+        assert flags.read(data / "flags.jsonl") == [Flag("pair", rows[7]["answer_id"], "wrong")]
+        assert found(client, "labels", flagged="yes") == [7]
+        assert client.asked("labels", chosen_model="x")[0] == 400
+        assert client.asked("pairs")[0] == 404
+    pipeline = load_pipeline(str(data.parent / "p.toml"), ["build.exclude=data/flags.jsonl"])
+    record = build_pairs(pipeline, tmp_path / "out", given=[str(data.parent / "raw.jsonl")])
+    assert record.remarks == []
+    assert record.rows("train") + record.rows("test") == len(rows) - 1
+
+
 # The data set below it
 
 
@@ -563,10 +606,10 @@ def test_whoever_is_gone_is_not_searched_for(data: Path, tmp_path: Path) -> None
 
     calls = iter([False, True])
     with pytest.raises(Gone):
-        browser.count_pairs({"text": "please"}, lambda: next(calls))
-    total = browser.count_pairs({"text": "please"}, lambda: False)["found"]
-    assert total == len(browser.find_pairs({"text": "please"}, lambda: False)["rows"]) or total > 50
-    assert total == Browser(data, tmp_path / "flags.jsonl").count_pairs({"text": "please"}, lambda: False)["found"]
+        browser.count_kept({"text": "please"}, lambda: next(calls))
+    total = browser.count_kept({"text": "please"}, lambda: False)["found"]
+    assert total == len(browser.find_kept({"text": "please"}, lambda: False)["rows"]) or total > 50
+    assert total == Browser(data, tmp_path / "flags.jsonl").count_kept({"text": "please"}, lambda: False)["found"]
 
 
 def test_what_cannot_be_viewed_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from prefkit.pairs.flags import Flag
 from prefkit.pairs.view import routes
 from tests.pairs.raw import completion, dirty_lines, row, write_lines
 from tests.pairs.test_report import INJECTIONS
-from tests.pairs.viewing import Client, build, viewing
+from tests.pairs.viewing import LABELS, Client, build, viewing
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -247,6 +247,27 @@ def test_rejects_and_history(page: Page, client: Client, data: Path) -> None:
     page.locator("#of-prompt").click()
     same = client.rows(id=rows[0]["prompt_id"])
     settled(page, f"1–{len(same)} of {len(same)}")
+
+
+def test_labels(browser: Browser, tmp_path: Path) -> None:
+    data = build(tmp_path / "labels", dirty_lines(60), pipeline=LABELS)
+    with viewing(data) as client, opened(browser, client) as page:
+        rows = client.rows("labels", label="false")
+        page.wait_for_function("() => document.getElementById('label').options.length > 2")
+        page.select_option("#label", label=f"bad ({len(rows)})")
+        settled(page, f"1–{min(50, len(rows))} of {len(rows)}")
+        page.keyboard.press("Escape")
+        press(page, "j", f"Answer {rows[0]['answer_id'][:12]}…")
+        assert texts(page)[1] == client.get("label", row=rows[0]["row"])["completion"][0]["content"]
+        page.keyboard.press("f")
+        page.keyboard.type("good in truth")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#unflag-pair")
+        assert flags.read(data / "flags.jsonl") == [Flag("pair", rows[0]["answer_id"], "good in truth")]
+        page.keyboard.press("u")
+        page.wait_for_function("() => document.getElementById('flag-count').textContent === '0'")
+        assert page.evaluate(OUTSIDE) <= 0
+        assert page.evaluate(UNNAMED) == []
 
 
 def test_help_names_every_key(page: Page) -> None:

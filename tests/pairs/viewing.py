@@ -35,10 +35,20 @@ use = "all_pairs"
 """
 
 
-def build(folder: Path, lines: list[bytes], *overrides: str) -> Path:
+LABELS = """
+[build]
+shards = { pairs_per_shard = 100, row_group = 40 }
+labels = { desirable_at_least = 6, undesirable_at_most = 4 }
+split = { test = 0.2 }
+[[build.inputs]]
+use = "ultrafeedback"
+"""
+
+
+def build(folder: Path, lines: list[bytes], *overrides: str, pipeline: str = PIPELINE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     raw = write_lines(folder / "raw.jsonl", lines)
-    (folder / "p.toml").write_text(PIPELINE)
+    (folder / "p.toml").write_text(pipeline)
     build_pairs(load_pipeline(str(folder / "p.toml"), overrides), folder / "data", given=[str(raw)])
     return folder / "data"
 

@@ -14,20 +14,23 @@ from typing import Annotated, Any, Literal
 import msgspec
 import polars as pl
 
-from prefkit import manifest
+from prefkit import manifest, schema
 from prefkit.errors import DataError, PrefkitError
 from prefkit.pairs import flags, why
 from prefkit.pairs.flags import KINDS, Flag
 from prefkit.pairs.view import query
-from prefkit.pairs.view.query import BadRequest, Found, OfPairs, OfRejects
+from prefkit.pairs.view.query import BadRequest, Found, Kept
 from prefkit.pairs.view.table import Table
 
 PAGE = 50
 HEAD = 240  # characters of a text in a list
 KEPT = 8  # queries whose rows are kept
 CHOICES = 1000  # values of a column to choose from
-OF_PAIRS = ["prompt", "pair_id", "prompt_id", "source", "lang", "margin", "chosen_model", "rejected_model"]
-OF_REJECTS = ["stage", "reason", "origin_file", "origin_row", "completion_index", "detail"]
+LISTED = {
+    "pairs": ["prompt", "pair_id", "prompt_id", "source", "lang", "margin", "chosen_model", "rejected_model"],
+    "labels": ["prompt", "answer_id", "prompt_id", "source", "lang", "label", "completion_score", "completion_model"],
+    "rejects": ["stage", "reason", "origin_file", "origin_row", "completion_index", "detail"],
+}
 Params = Mapping[str, str]
 Row = Annotated[int, msgspec.Meta(ge=0)]
 Gone = Callable[[], bool]
@@ -57,7 +60,7 @@ class _Take(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Browser:
-    """A finished data set, and the file of flags that belongs to it.
+    """A finished data set, and the file of flags that belongs to it. Its `kind` is pairs or labels.
 
     Flags are read again whenever their file changed, so an editor, or another viewer, may change them as well. Where
     the data set itself was replaced, everything is refused, since row numbers would mean other rows.
@@ -65,19 +68,21 @@ class Browser:
 
     def __init__(self, folder: Path, flags_file: Path):
         self.record = manifest.read(folder)
-        if self.record.kind != "pairs":
-            raise DataError(f"{folder}: holds {self.record.kind}, not pairs, which alone can be viewed.")
+        self.kind = self.record.kind
+        if self.kind == "conversations":
+            raise DataError(f"{folder}: holds conversations of prefkit adopt, not pairs; there is nothing to view.")
         for shard in self.record.shards:
             if not (folder / shard.path).is_file():
                 raise DataError(f"{folder / shard.path}: missing. prefkit verify {folder} tells what is whole.")
         self.folder, self.flags_file = folder, flags_file
-        self.pairs = Table(folder, self.record, ("train", "test"))
+        self.kept = Table(folder, self.record, ("train", "test"))
         self.rejects = Table(folder, self.record, ("rejects",))
+        self._id_of = {"pair": schema.IDS[self.kind], "prompt": "prompt_id"}  # by the kind of a flag
         self._state = _state(folder / manifest.FILE_NAME)
-        self._kept: OrderedDict[Any, Found] = OrderedDict()
+        self._queries: OrderedDict[Any, Found] = OrderedDict()
         self._lock = threading.Lock()
         self._counting = threading.Lock()
-        self._held: tuple[Any, dict[tuple[str, str], str]] = (None, {})  # the flags, and which version of their file
+        self._flags: tuple[Any, dict[tuple[str, str], str]] = (None, {})  # the flags, and which version of their file
         self.flags()
 
     def check(self) -> None:
@@ -87,65 +92,81 @@ class Browser:
 
     # ---- what is found ----
 
-    def find_pairs(self, given: Params, gone: Gone) -> Any:
-        """A page of pairs: `rows`, and how many were `found`, which is all of them if `complete`."""
-        return self._find(given, OfPairs, gone)
+    def find_kept(self, given: Params, gone: Gone) -> Any:
+        """A page of pairs, or labels: `rows`, and how many were `found`, which is all of them if `complete`."""
+        return self._find(given, self.kind, gone)
 
     def find_rejects(self, given: Params, gone: Gone) -> Any:
         """The same of rejects."""
-        return self._find(given, OfRejects, gone)
+        return self._find(given, "rejects", gone)
 
-    def count_pairs(self, given: Params, gone: Gone) -> Any:
-        """How many pairs there are, which takes a look at all files."""
-        return self._count(given, OfPairs, gone)
+    def count_kept(self, given: Params, gone: Gone) -> Any:
+        """How many pairs, or labels, there are, which takes a look at all files."""
+        return self._count(given, self.kind, gone)
 
     def count_rejects(self, given: Params, gone: Gone) -> Any:
         """The same of rejects."""
-        return self._count(given, OfRejects, gone)
+        return self._count(given, "rejects", gone)
 
-    def _find(self, given: Params, kind: type[Any], gone: Gone) -> Any:
+    def _find(self, given: Params, kind: str, gone: Gone) -> Any:
         page = query.parse({"page": given["page"]} if "page" in given else {}, _Page).page
         found, numbers = self._found(given, kind, (page + 1) * PAGE + 1, gone)
-        shown = [int(number) for number in numbers[page * PAGE : (page + 1) * PAGE]]
-        if kind is OfPairs:
-            held = self.flags()
-            rows = [_listed_pair(row, held) for row in self.pairs.rows(shown, OF_PAIRS)]
-        else:
-            rows = [row | {"detail": _cut(row["detail"])} for row in self.rejects.rows(shown, OF_REJECTS)]
-        return {"rows": rows, "found": len(numbers), "complete": found.complete, "page": page, "size": PAGE}
+        rows = self._table(kind).rows(numbers[page * PAGE : (page + 1) * PAGE].tolist(), LISTED[kind])
+        listed = self._listed_reject if kind == "rejects" else self._listed_kept
+        return {
+            "rows": [listed(row) for row in rows],
+            "found": len(numbers), "complete": found.complete, "page": page, "size": PAGE,
+        }  # fmt: skip
 
-    def _count(self, given: Params, kind: type[Any], gone: Gone) -> Any:
-        total = (self.pairs if kind is OfPairs else self.rejects).total
-        return {"found": len(self._found(given, kind, total + 1, gone)[1])}
+    def _count(self, given: Params, kind: str, gone: Gone) -> Any:
+        return {"found": len(self._found(given, kind, self._table(kind).total + 1, gone)[1])}
 
-    def _found(self, given: Params, kind: type[Any], count: int, gone: Gone) -> tuple[Found, Any]:
-        asked = query.parse({name: value for name, value in given.items() if name != "page"}, kind)
-        held = frozenset(self.flags()) if kind is OfPairs and asked.flagged else frozenset()
+    def _table(self, kind: str) -> Table:
+        return self.rejects if kind == "rejects" else self.kept
+
+    def _found(self, given: Params, kind: str, count: int, gone: Gone) -> tuple[Found, Any]:
+        asked = query.parse({name: value for name, value in given.items() if name != "page"}, query.KINDS[kind])
+        held = frozenset(self.flags()) if isinstance(asked, Kept) and asked.flagged else frozenset()
         with self._lock:
-            if (asked, held) not in self._kept:
-                table = self.pairs if kind is OfPairs else self.rejects
-                self._kept[asked, held] = Found(table, asked, _is_flagged(held))
-            found = self._kept[asked, held]
-            self._kept.move_to_end((asked, held))
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            if (asked, held) not in self._queries:
+                self._queries[asked, held] = Found(self._table(kind), asked, self._is_flagged(held))
+            found = self._queries[asked, held]
+            self._queries.move_to_end((asked, held))
+            while len(self._queries) > KEPT:
+                self._queries.popitem(last=False)
         try:
             return found, found.upto(count, gone)
         except DataError:  # what was found before it is not all
             with self._lock:
-                self._kept.pop((asked, held), None)
+                self._queries.pop((asked, held), None)
             raise
+
+    def _is_flagged(self, held: frozenset[tuple[str, str]]) -> pl.Expr:
+        ids = {kind: pl.Series([identity for of, identity in held if of == kind], dtype=pl.String) for kind in KINDS}
+        return pl.any_horizontal(pl.col(self._id_of[kind]).is_in(ids[kind]) for kind in KINDS)
+
+    def _listed_kept(self, row: dict[str, Any]) -> dict[str, Any]:
+        prompt = row.pop("prompt")
+        noted = [note for note in self._flags_of(row).values() if note is not None]
+        return _finite(row) | {"head": _cut(prompt[-1]["content"]), "flag": noted[0] if noted else None}
+
+    def _listed_reject(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"detail": _cut(row["detail"])}
+
+    def _flags_of(self, row: Mapping[str, Any]) -> dict[str, str | None]:
+        """The notes of the flags of a pair, or label, and of its prompt."""
+        held = self.flags()
+        return {kind: held.get((kind, row[self._id_of[kind]])) for kind in KINDS}
 
     # ---- one of them ----
 
-    def pair(self, given: Params, gone: Gone) -> Any:
-        """All of a pair, with the flags of it and of its prompt."""
-        row = self._row(self.pairs, given)
-        held = self.flags()
-        return _finite(row) | {"flags": {kind: held.get((kind, row[f"{kind}_id"])) for kind in KINDS}}
+    def one(self, given: Params, gone: Gone) -> Any:
+        """All of a pair, or label, with the flags of it and of its prompt."""
+        row = self._row(self.kept, given)
+        return _finite(row) | {"flags": self._flags_of(row)}
 
     def reject(self, given: Params, gone: Gone) -> Any:
-        """All of a reject, with the prompt of a pair of its prompt, or else of its cluster, where there is one."""
+        """All of a reject, with the prompt of what is left of it, or else of its cluster, where there is one."""
         row = self._row(self.rejects, given)
         raw = row.pop("raw")
         prompts = {name: self._prompt(row[f"{name}_id"]) for name in ("prompt", "cluster")}
@@ -156,13 +177,14 @@ class Browser:
         }
 
     def _prompt(self, identity: str | None) -> Any:
-        """The messages of a prompt by its prompt_id, if a pair of it is left."""
-        at = self.pairs.first_match(pl.col("prompt_id") == identity) if identity else None
-        return self.pairs.rows([at], ["prompt"])[0]["prompt"] if at is not None else None
+        """The messages of a prompt by its prompt_id, if a pair, or label, of it is left."""
+        at = self.kept.first_match(pl.col("prompt_id") == identity) if identity else None
+        return self.kept.rows([at], ["prompt"])[0]["prompt"] if at is not None else None
 
     def why(self, given: Params, gone: Gone) -> Any:
-        """What `prefkit why` prints of a pair."""
-        return {"lines": list(why.lines(why.why(self.folder, self._row(self.pairs, given)["pair_id"])))}
+        """What `prefkit why` prints of a pair, or label."""
+        identity = self._row(self.kept, given)[self._id_of["pair"]]
+        return {"lines": list(why.lines(why.why(self.folder, identity)))}
 
     def why_reject(self, given: Params, gone: Gone) -> Any:
         """What `prefkit why` prints of the raw row of a reject."""
@@ -185,11 +207,13 @@ class Browser:
 
     @functools.cached_property
     def _choices(self) -> Any:
-        held: dict[str, Any] = {"pairs": {}, "rejects": {}}
-        for kind, table in (("pairs", self.pairs), ("rejects", self.rejects)):
-            for name in query.EQUAL[OfPairs if kind == "pairs" else OfRejects]:
-                counted = table.counts(name)
-                held[kind][name] = {"values": counted[:CHOICES], "left_out": max(0, len(counted) - CHOICES)}
+        return {kind: self._counted(kind) for kind in (self.kind, "rejects")}
+
+    def _counted(self, kind: str) -> Any:
+        held = {}
+        for name in query.EQUAL[query.KINDS[kind]]:
+            counted = self._table(kind).counts(name)
+            held[name] = {"values": counted[:CHOICES], "left_out": max(0, len(counted) - CHOICES)}
         return held
 
     # ---- flags ----
@@ -197,16 +221,16 @@ class Browser:
     def flags(self) -> dict[tuple[str, str], str]:
         """All flags as they stand in the file now: kind and id, and the note."""
         state = _state(self.flags_file)
-        if state != self._held[0]:
+        if state != self._flags[0]:
             found = flags.read(self.flags_file) if state else []
-            self._held = state, {(flag.kind, flag.id): flag.note for flag in found}
-        return self._held[1]
+            self._flags = state, {(flag.kind, flag.id): flag.note for flag in found}
+        return self._flags[1]
 
     def put_flag(self, given: Any) -> Any:
-        """Flag a pair, or all pairs of its prompt."""
+        """Flag a pair, or label, or all of its prompt."""
         asked = _body(given, _Put)
-        row = self._row(self.pairs, {"row": str(asked.row)})
-        flags.put(self.flags_file, Flag(asked.kind, row[f"{asked.kind}_id"], " ".join(asked.note.split())))
+        row = self._row(self.kept, {"row": str(asked.row)})
+        flags.put(self.flags_file, Flag(asked.kind, row[self._id_of[asked.kind]], " ".join(asked.note.split())))
         return self.about({}, lambda: False)
 
     def take_flag(self, given: Any) -> Any:
@@ -218,7 +242,7 @@ class Browser:
     def about(self, given: Params, gone: Gone) -> Any:
         """How many rows and flags there are."""
         query.parse(given, _Nothing)
-        return {"pairs": self.pairs.total, "rejects": self.rejects.total, "flags": len(self.flags())}
+        return {self.kind: self.kept.total, "rejects": self.rejects.total, "flags": len(self.flags())}
 
 
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -239,17 +263,6 @@ def _state(path: Path) -> Any:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _is_flagged(held: frozenset[tuple[str, str]]) -> pl.Expr:
-    ids = {kind: [identity for of, identity in held if of == kind] for kind in KINDS}
-    return pl.any_horizontal(pl.col(f"{kind}_id").is_in(pl.Series(ids[kind], dtype=pl.String)) for kind in KINDS)
-
-
-def _listed_pair(row: dict[str, Any], held: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    prompt = row.pop("prompt")
-    noted = [note for kind in KINDS if (note := held.get((kind, row[f"{kind}_id"]))) is not None]
-    return _finite(row) | {"head": _cut(prompt[-1]["content"]), "flag": noted[0] if noted else None}
 
 
 def _cut(text: str | None) -> str | None:

@@ -1,7 +1,7 @@
 // The controls: what is filtered by, the keys, and what happens at the start.
 
 function nothing() {
-  const names = [...FILTERS.pairs, ...FILTERS.rejects, "none", "sort", "order", "page", "row"];
+  const names = [...FILTERS[KIND], ...FILTERS.rejects, "none", "sort", "order", "page", "row"];
   return Object.fromEntries(names.map((name) => [name, null]));
 }
 
@@ -24,8 +24,9 @@ function controls(now) {
 // A choice is everything, no value, or one value, whatever text that is.
 function fill(name, { values, left_out }) {
   const control = byId(name);
-  control.choices = [{ all: true }, ...values.map(([value]) => (value === null ? { none: true } : { value }))];
-  const options = values.map(([value, count]) => new Option(`${value === "" ? "(empty)" : value ?? "none"} (${count.toLocaleString("en")})`));
+  control.choices = [{ all: true }, ...values.map(([value]) => (value === null ? { none: true } : { value: String(value) }))];
+  const named = (value) => (value === "" ? "(empty)" : name === "label" ? verdict({ label: value }) : value ?? "none");
+  const options = values.map(([value, count]) => new Option(`${named(value)} (${count.toLocaleString("en")})`));
   control.replaceChildren(new Option("all"), ...options);
   if (left_out) {
     const more = new Option(`and ${left_out.toLocaleString("en")} rarer ones`);
@@ -70,11 +71,11 @@ const KEYS = {
   j: () => move(1),
   k: () => move(-1),
   f: () => note(),
-  u: () => open?.kind === "pairs" && (open.flags.pair !== null ? unflag("pair") : open.flags.prompt !== null && unflag("prompt")),
+  u: () => open?.flags && isFlagged(open) && unflag(open.flags.pair !== null ? "pair" : "prompt"),
   h: () => past(),
   d: () => differing(!marked),
   "/": () => { byId("filter").open = true; document.body.classList.contains("reading") && !WIDE.matches && go({ row: null }); byId("text").focus(); },
-  p: () => look("pairs"),
+  p: () => look(KIND),
   r: () => look("rejects"),
   "?": () => byId("help").showModal(),
   Escape: () => state().has("row") && go({ row: null }),
@@ -129,8 +130,7 @@ if (!WIDE.matches) byId("filter").open = false;
 draw();
 ask("about").then(about).catch(say);
 ask("choices").then((found) => {
-  choices = found;
-  for (const kind of ["pairs", "rejects"])
-    for (const [name, held] of Object.entries(choices[kind])) fill(name, held);
+  for (const kind of [KIND, "rejects"])
+    for (const [name, held] of Object.entries(found[kind])) fill(name, held);
   controls(state());
 }).catch(say);

@@ -10,7 +10,7 @@ async function item(now) {
   if (open && open.kind === table(now) && String(open.row) === row) return;
   historyShown = noting = false;
   const kind = table(now);
-  const found = await ask(kind === "pairs" ? "pair" : "reject", new URLSearchParams({ row }));
+  const found = await ask(kind.slice(0, -1), new URLSearchParams({ row }));
   if (state().get("row") !== row || table() !== kind) return; // something else was opened meanwhile
   open = { ...found, kind };
   say(null);
@@ -20,7 +20,7 @@ async function item(now) {
 }
 
 function show() {
-  byId("item").replaceChildren(...(open.kind === "pairs" ? pair(open) : reject(open)));
+  byId("item").replaceChildren(...({ pairs: pair, labels: label, rejects: reject }[open.kind](open)));
   ends();
 }
 
@@ -57,14 +57,12 @@ function pair(row) {
     ? differences(text(row.chosen), text(row.rejected))
     : [text(row.chosen), text(row.rejected)];
   const sides = element("div", undefined, "sides");
-  const said = (side) => `${side}, score ${number(row[`${side}_score`])}, ${[...text(row[side])].length} characters`;
-  sides.append(block(said("chosen"), chosen), block(said("rejected"), rejected));
+  sides.append(block(said(row, "chosen", "chosen"), chosen), block(said(row, "rejected", "rejected"), rejected));
   const differ = element("label");
   const box = element("input");
   Object.assign(box, { type: "checkbox", checked: marked, id: "differences" });
   box.addEventListener("change", () => differing(box.checked));
   differ.append(box, "Mark differing words");
-  const place = (side) => `${row[`${side}_file`]}:${row[`${side}_row`]}, answer ${row[`${side}_index`]}`;
   return [
     element("h2", `Pair ${row.pair_id.slice(0, 12)}…`),
     bar(ofPrompt(row), ...(isFlagged(row) ? [] : [button("⚑ Flag", note, "note-it")]), differ),
@@ -74,16 +72,38 @@ function pair(row) {
     sides,
     facts([
       ["margin", number(row.margin)], ["source", row.source],
-      ["language", row.lang && `${row.lang}, probability ${number(row.lang_prob)}`], ["split", row.split],
+      ["language", language(row)], ["split", row.split],
       ["chosen by", row.chosen_model], ["rejected by", row.rejected_model], ["strategy", row.strategy],
-      ["chosen from", place("chosen")], ["rejected from", place("rejected")],
-      ["pair_id", row.pair_id], ["prompt_id", row.prompt_id],
-      ["cluster_id", row.cluster_id === row.prompt_id ? null : row.cluster_id],
+      ["chosen from", place(row, "chosen")], ["rejected from", place(row, "rejected")],
+      ["pair_id", row.pair_id], ["prompt_id", row.prompt_id], ["cluster_id", otherCluster(row)],
     ]),
   ];
 }
 
-const ofPrompt = (row) => button("Pairs of this prompt", () => only(row.prompt_id), "of-prompt");
+// An answer that is good or bad by itself.
+function label(row) {
+  return [
+    element("h2", `Answer ${row.answer_id.slice(0, 12)}…`),
+    bar(ofPrompt(row), ...(isFlagged(row) ? [] : [button("⚑ Flag", note, "note-it")])),
+    flagForm(row),
+    element("div", undefined, "past"),
+    prompt(row.prompt),
+    block(said(row, "completion", verdict(row)), row.completion.at(-1).content),
+    facts([
+      ["label", verdict(row)], ["score", number(row.completion_score)], ["source", row.source],
+      ["language", language(row)], ["split", row.split], ["by", row.completion_model], ["from", place(row, "completion")],
+      ["answer_id", row.answer_id], ["prompt_id", row.prompt_id], ["cluster_id", otherCluster(row)],
+    ]),
+  ];
+}
+
+const said = (row, side, name) =>
+  `${name}, score ${number(row[`${side}_score`])}, ${[...row[side].at(-1).content].length} characters`;
+const place = (row, side) => `${row[`${side}_file`]}:${row[`${side}_row`]}, answer ${row[`${side}_index`]}`;
+const language = (row) => row.lang && `${row.lang}, probability ${number(row.lang_prob)}`;
+const otherCluster = (row) => (row.cluster_id === row.prompt_id ? null : row.cluster_id);
+
+const ofPrompt = (row) => button(`${KIND === "pairs" ? "Pairs" : "Answers"} of this prompt`, () => only(row.prompt_id), "of-prompt");
 
 function prompt(messages, title = "prompt") {
   if (messages.length === 1) return block(title, messages[0].content);
@@ -105,7 +125,7 @@ function reject(row) {
   if (row.cluster_prompt !== null) parts.push(prompt(row.cluster_prompt, "prompt of its near-duplicates"));
   if (row.raw !== null) parts.push(block("the raw row", row.raw));
   if (row.prompt === null && row.cluster_prompt === null && row.raw === null)
-    parts.push(element("p", "No pair of its prompt is left. The raw row has its text.", "quiet"));
+    parts.push(element("p", `No ${UNIT} of its prompt is left. The raw row has its text.`, "quiet"));
   return parts;
 }
 
@@ -118,7 +138,7 @@ async function past() {
   if (!historyShown) return place.replaceChildren();
   place.replaceChildren(element("div", "looking through the data set…", "history"));
   try {
-    const path = here.kind === "pairs" ? "pair/why" : "reject/why";
+    const path = `${here.kind.slice(0, -1)}/why`;
     const { lines } = await ask(path, new URLSearchParams({ row: here.row }));
     if (open === here && historyShown) place.replaceChildren(element("div", lines.join("\n"), "history"));
   } catch (error) {
@@ -136,7 +156,7 @@ function differing(on) {
   if (shown) byId("item").querySelector(".past").append(shown);
 }
 
-const only = (id) => go({ ...nothing(), table: "pairs", id, page: null });
+const only = (id) => go({ ...nothing(), table: null, id });
 
 // ---- flags ----
 
@@ -155,12 +175,12 @@ function flagForm(row) {
   const whatLabel = element("label", "Flag");
   const what = element("select");
   what.id = "flag-kind";
-  what.append(new Option("this pair", "pair"), new Option("all pairs of its prompt", "prompt"));
+  what.append(new Option(`this ${UNIT}`, "pair"), new Option(`all ${UNIT}s of its prompt`, "prompt"));
   what.value = kind;
   whatLabel.append(what);
   const save = element("button", held === null ? "⚑ Flag" : "Change");
   form.append(whatLabel, noteLabel, save);
-  const state = [["pair", "this pair"], ["prompt", "its prompt"]].filter(([name]) => row.flags[name] !== null);
+  const state = [["pair", `this ${UNIT}`], ["prompt", "its prompt"]].filter(([name]) => row.flags[name] !== null);
   for (const [name, said] of state) form.append(button(`Unflag ${said}`, () => unflag(name), `unflag-${name}`));
   if (state.length) form.prepend(element("div", `⚑ flagged: ${state.map(([, said]) => said).join(", ")}`, "flagged"));
   form.addEventListener("submit", (event) => {
@@ -171,13 +191,13 @@ function flagForm(row) {
 }
 
 function note() {
-  if (open?.kind !== "pairs") return;
+  if (!open || open.kind === "rejects") return;
   noting = true;
   byId("flag").hidden = false;
   byId("note").select();
 }
 
-const unflag = (kind) => changeFlag("unflag", { kind, id: open[`${kind}_id`] });
+const unflag = (kind) => changeFlag("unflag", { kind, id: kind === "prompt" ? open.prompt_id : open[`${UNIT}_id`] });
 
 async function changeFlag(path, body) {
   try {
@@ -203,7 +223,7 @@ function alertHere(message) {
 }
 
 function about(now) {
-  byId("pairs-count").textContent = now.pairs.toLocaleString("en");
+  byId(`${KIND}-count`).textContent = now[KIND].toLocaleString("en");
   byId("rejects-count").textContent = now.rejects.toLocaleString("en");
   byId("flag-count").textContent = now.flags.toLocaleString("en");
 }

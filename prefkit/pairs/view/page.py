@@ -7,6 +7,7 @@ from typing import Any
 from prefkit.manifest import Manifest
 from prefkit.page.document import read
 from prefkit.page.html import Html, join, tag
+from prefkit.schema import SIDES
 
 KEYS = [
     ("j", "next"),
@@ -16,7 +17,7 @@ KEYS = [
     ("h", "its history"),
     ("d", "mark differing words, or not"),
     ("/", "search"),
-    ("p", "pairs"),
+    ("p", "what was kept"),
     ("r", "rejects"),
     ("Esc", "leave a field; back to the list"),
     ("?", "this help"),
@@ -30,6 +31,14 @@ SORTS = {
         ("chosen_score descending", "highest score of chosen first"),
         ("rejected_score ascending", "lowest score of rejected first"),
         ("rejected_score descending", "highest score of rejected first"),
+        ("lang_prob ascending", "least certain language first"),
+        ("source ascending", "by source"),
+        ("lang ascending", "by language"),
+    ],
+    "labels": [
+        ("", "as in the data set"),
+        ("completion_score ascending", "lowest score first"),
+        ("completion_score descending", "highest score first"),
         ("lang_prob ascending", "least certain language first"),
         ("source ascending", "by source"),
         ("lang ascending", "by language"),
@@ -65,14 +74,15 @@ def _page(record: Manifest) -> str:
     body = tag(
         "body",
         tag("a", "To the list", href="#list", class_="skip", id="skip"),
-        _header(title),
-        tag("main", _filters(), _list(), _item()),
+        _header(title, record.kind),
+        tag("main", _filters(record.kind), _list(), _item()),
         _help(),
+        data_kind=record.kind,
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _header(title: str) -> Html:
+def _header(title: str, kind: str) -> Html:
     kinds = [
         tag(
             "button",
@@ -81,7 +91,7 @@ def _header(title: str) -> Html:
             type="button",
             data_table=name.lower(),
         )
-        for name in ("Pairs", "Rejects")
+        for name in (kind.capitalize(), "Rejects")
     ]
     return tag(
         "header",
@@ -92,7 +102,7 @@ def _header(title: str) -> Html:
     )  # fmt: skip
 
 
-def _filters() -> Html:
+def _filters(kind: str) -> Html:
     def choice(name: str, label: str, of: str, *options: tuple[str, str]) -> Html:
         made = [tag("option", text, value=value) for value, text in options]
         return tag("label", label, tag("select", *made, id=name, name=name), data_of=of)
@@ -101,26 +111,32 @@ def _filters() -> Html:
         return tag("label", label, tag("input", id=name, name=name, **attributes), data_of=of)
 
     number = {"type": "number", "step": "any", "inputmode": "decimal"}
-    texts = [("", "all texts"), *((name, name) for name in ("prompt", "chosen", "rejected"))]
+    bounded = {"pairs": "margin", "labels": "score"}[kind]
+    own = {
+        "pairs": [
+            choice("chosen_model", "Chosen model", kind),
+            choice("rejected_model", "Rejected model", kind),
+            choice("strategy", "Strategy", kind),
+        ],
+        "labels": [choice("label", "Label", kind), choice("completion_model", "Model", kind)],
+    }
     controls = [
         field("text", "Search", "both", type="search", placeholder='words, "a phrase"', maxlength=2000),
-        choice("within", "In", "pairs", *texts),
-        choice("source", "Source", "pairs"),
-        choice("lang", "Language", "pairs"),
-        field("least", "Least margin", "pairs", **number),
-        field("most", "Most margin", "pairs", **number),
-        choice("chosen_model", "Chosen model", "pairs"),
-        choice("rejected_model", "Rejected model", "pairs"),
-        choice("strategy", "Strategy", "pairs"),
-        choice("split", "Split", "pairs", ("", "all"), ("train", "train"), ("test", "test")),
-        choice("flagged", "Flagged", "pairs", ("", "all"), ("yes", "flagged"), ("no", "not flagged")),
+        choice("within", "In", kind, ("", "all texts"), *((name, name) for name in ("prompt", *SIDES[kind]))),
+        choice("source", "Source", kind),
+        choice("lang", "Language", kind),
+        field("least", f"Least {bounded}", kind, **number),
+        field("most", f"Most {bounded}", kind, **number),
+        *own[kind],
+        choice("split", "Split", kind, ("", "all"), ("train", "train"), ("test", "test")),
+        choice("flagged", "Flagged", kind, ("", "all"), ("yes", "flagged"), ("no", "not flagged")),
         choice("reason", "Reason", "rejects"),
         choice("stage", "Stage", "rejects"),
         choice("origin_file", "Raw file", "rejects"),
         field("id", "Id begins with", "both", type="text", maxlength=32, spellcheck="false", autocapitalize="off"),
-        *(choice(f"sort-{kind}", "Order", kind, *options) for kind, options in SORTS.items()),
+        *(choice(f"sort-{of}", "Order", of, *SORTS[of]) for of in (kind, "rejects")),
         tag("button", "Clear", id="clear", type="button"),
-    ]  # fmt: skip
+    ]
     return tag(
         "details",
         tag("summary", tag("h2", "Filter")),

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from prefkit import schema
 from prefkit.page.serve import Gone
 from prefkit.pairs.select import text_of
 from prefkit.pairs.view.table import Numbers, Table
@@ -35,7 +36,7 @@ class BadRequest(Exception):
 
 
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What both tables can be asked for. An empty text is a value like any other; None asks for nothing.
+    """What every table can be asked for. An empty text is a value like any other; None asks for nothing.
 
     `none` names columns, with commas between, that must hold no value; `id` is the beginning of an id.
     """
@@ -51,25 +52,40 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             raise ValueError("order goes with sort")
 
 
-class OfPairs(Asked, frozen=True, kw_only=True):
-    """What pairs can be asked for. `least` and `most` are bounds of the margin."""
+class Kept(Asked, frozen=True, kw_only=True):
+    """What pairs and labels can be asked for. `least` and `most` are bounds of the margin, or of a label's score."""
 
     source: Text | None = None
     lang: Text | None = None
-    strategy: Text | None = None
-    chosen_model: Text | None = None
-    rejected_model: Text | None = None
     split: Literal["train", "test"] | None = None
     least: float | None = None
     most: float | None = None
-    within: Literal["prompt", "chosen", "rejected"] | None = None  # where the text is looked for; None: everywhere
+    within: str | None = None  # where the text is looked for; None: everywhere
     flagged: Literal["yes", "no"] | None = None
-    sort: Literal["margin", "chosen_score", "rejected_score", "lang_prob", "source", "lang"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if any(bound is not None and math.isnan(bound) for bound in (self.least, self.most)):
-            raise ValueError("a bound of the margin is no number")
+            raise ValueError("least or most is no number")
+
+
+class OfPairs(Kept, frozen=True, kw_only=True):
+    """What pairs can be asked for besides."""
+
+    strategy: Text | None = None
+    chosen_model: Text | None = None
+    rejected_model: Text | None = None
+    within: Literal["prompt", "chosen", "rejected"] | None = None
+    sort: Literal["margin", "chosen_score", "rejected_score", "lang_prob", "source", "lang"] | None = None
+
+
+class OfLabels(Kept, frozen=True, kw_only=True):
+    """What labelled answers can be asked for besides."""
+
+    label: bool | None = None
+    completion_model: Text | None = None
+    within: Literal["prompt", "completion"] | None = None
+    sort: Literal["completion_score", "lang_prob", "source", "lang"] | None = None
 
 
 class OfRejects(Asked, frozen=True, kw_only=True):
@@ -81,11 +97,18 @@ class OfRejects(Asked, frozen=True, kw_only=True):
     sort: Literal["origin_row", "reason"] | None = None
 
 
-EQUAL = {
+Query = OfPairs | OfLabels | OfRejects
+KINDS: dict[str, type[Query]] = {"pairs": OfPairs, "labels": OfLabels, "rejects": OfRejects}
+EQUAL: dict[type[Query], tuple[str, ...]] = {
     OfPairs: ("source", "lang", "strategy", "chosen_model", "rejected_model"),
+    OfLabels: ("source", "lang", "completion_model", "label"),
     OfRejects: ("stage", "reason", "origin_file"),
 }
-IDS = {OfPairs: ("pair_id", "prompt_id", "cluster_id"), OfRejects: ("prompt_id", "cluster_id")}
+IDS: dict[type[Query], tuple[str, ...]] = {
+    OfPairs: ("pair_id", "prompt_id", "cluster_id"),
+    OfLabels: ("answer_id", "prompt_id", "cluster_id"),
+    OfRejects: ("prompt_id", "cluster_id"),
+}
 
 
 def parse(given: Mapping[str, str], kind: type[Any]) -> Any:
@@ -96,8 +119,8 @@ def parse(given: Mapping[str, str], kind: type[Any]) -> Any:
         raise BadRequest(f"The request cannot be read: {error}.") from error
 
 
-def rule(asked: OfPairs | OfRejects, flagged: pl.Expr) -> pl.Expr | None:
-    """Which rows are asked for, as an expression; None for all. `flagged` says which pairs are flagged."""
+def rule(asked: Query, flagged: pl.Expr) -> pl.Expr | None:
+    """Which rows are asked for, as an expression; None for all. `flagged` says which rows are flagged."""
     kind = type(asked)
     rules = [pl.col(name) == value for name in EQUAL[kind] if (value := getattr(asked, name)) is not None]
     for name in filter(None, asked.none.split(",")):
@@ -107,9 +130,10 @@ def rule(asked: OfPairs | OfRejects, flagged: pl.Expr) -> pl.Expr | None:
     if asked.id is not None:
         begins = [pl.col(name).is_between(pl.lit(asked.id), pl.lit(asked.id.ljust(32, "f"))) for name in IDS[kind]]
         rules.append(pl.any_horizontal(begins))
-    if isinstance(asked, OfPairs):
-        rules += [pl.col("margin") >= asked.least] if asked.least is not None else []
-        rules += [pl.col("margin") <= asked.most] if asked.most is not None else []
+    if isinstance(asked, Kept):
+        bounded = pl.col("margin" if isinstance(asked, OfPairs) else "completion_score")
+        rules += [bounded >= asked.least] if asked.least is not None else []
+        rules += [bounded <= asked.most] if asked.most is not None else []
         rules += [flagged if asked.flagged == "yes" else ~flagged] if asked.flagged else []
     rules += [pl.any_horizontal(_holding(asked, word)) for word in words(asked.text)]
     return pl.all_horizontal(rules) if rules else None
@@ -123,7 +147,7 @@ def words(text: str) -> list[str]:
     return found
 
 
-def _holding(asked: OfPairs | OfRejects, word: str) -> list[pl.Expr]:
+def _holding(asked: Query, word: str) -> list[pl.Expr]:
     """Whether a word stands in each of the texts, in any case: as a pattern in which every character is an escape."""
     pattern = "(?i)" + "".join(f"\\x{{{ord(character):x}}}" for character in word)
 
@@ -132,10 +156,11 @@ def _holding(asked: OfPairs | OfRejects, word: str) -> list[pl.Expr]:
 
     if isinstance(asked, OfRejects):
         return [holds(pl.col("detail")), holds(pl.col("raw").map_batches(_decoded, pl.String))]
+    sides = schema.SIDES["pairs" if isinstance(asked, OfPairs) else "labels"]
     turn = holds(pl.element().struct.field("content"))
     return [
         *([pl.col("prompt").list.eval(turn).list.any()] if asked.within in (None, "prompt") else []),
-        *(holds(text_of(side)) for side in ("chosen", "rejected") if asked.within in (None, side)),
+        *(holds(text_of(side)) for side in sides if asked.within in (None, side)),
     ]
 
 
@@ -147,11 +172,11 @@ def _decoded(raw: pl.Series) -> pl.Series:
 class Found:
     """The rows that a query finds, in order, as far as somebody asked for them."""
 
-    def __init__(self, table: Table, asked: OfPairs | OfRejects, flagged: pl.Expr):
+    def __init__(self, table: Table, asked: Query, flagged: pl.Expr):
         self.complete = False
         self._rows: list[Numbers] = []
         self._lock = threading.Lock()
-        split = asked.split if isinstance(asked, OfPairs) else None
+        split = asked.split if isinstance(asked, Kept) else None
         shards = [n for n, shard in enumerate(table.shards) if split in (None, shard.split)]
         keep = rule(asked, flagged)
         self._coming = _sorted(table, shards, keep, asked) if asked.sort else _in_order(table, shards, keep)
@@ -177,7 +202,7 @@ def _in_order(table: Table, shards: list[int], keep: pl.Expr | None) -> Iterator
             yield table.matches(number, keep)["row"].to_numpy()
 
 
-def _sorted(table: Table, shards: list[int], keep: pl.Expr | None, asked: OfPairs | OfRejects) -> Iterator[Numbers]:
+def _sorted(table: Table, shards: list[int], keep: pl.Expr | None, asked: Query) -> Iterator[Numbers]:
     assert asked.sort
     found = []
     for number in shards:

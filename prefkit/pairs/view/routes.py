@@ -28,15 +28,16 @@ class Routes:
     def __init__(self, browser: Browser, assets: Mapping[str, Asset]):
         self.assets = dict(assets)
         self._check = browser.check
+        unit = browser.kind.removesuffix("s")
         self._answers: dict[str, Callable[[Mapping[str, str], Callable[[], bool]], Any]] = {
             "api/about": browser.about,
             "api/choices": browser.choices,
-            "api/pairs": browser.find_pairs,
-            "api/pairs/count": browser.count_pairs,
+            f"api/{browser.kind}": browser.find_kept,
+            f"api/{browser.kind}/count": browser.count_kept,
             "api/rejects": browser.find_rejects,
             "api/rejects/count": browser.count_rejects,
-            "api/pair": browser.pair,
-            "api/pair/why": browser.why,
+            f"api/{unit}": browser.one,
+            f"api/{unit}/why": browser.why,
             "api/reject": browser.reject,
             "api/reject/why": browser.why_reject,
         }

@@ -1,14 +1,16 @@
 // The browser of a data set. What is shown stands in the address behind the #, so that a reload, a bookmark and the
 // back button work; the page is drawn from there alone.
 
+const KIND = document.body.dataset.kind; // pairs or labels
+const UNIT = { pairs: "pair", labels: "answer" }[KIND];
 const FILTERS = {
   pairs: ["text", "within", "source", "lang", "least", "most", "chosen_model", "rejected_model", "strategy", "split", "flagged", "id"],
+  labels: ["text", "within", "source", "lang", "least", "most", "label", "completion_model", "split", "flagged", "id"],
   rejects: ["text", "reason", "stage", "origin_file", "id"],
 };
 const TYPING = 300; // milliseconds without a key until a search begins
 const WIDE = matchMedia("(min-width: 801px)");
 
-let choices = { pairs: {}, rejects: {} };
 let listed = { query: null, rows: [], page: 0, found: 0, complete: true };
 let open = null; // what is open, as the server gave it
 let historyShown = false;
@@ -17,7 +19,7 @@ let marked = true;
 let waiting = null; // the AbortController of the list's requests
 
 const state = () => new URLSearchParams(location.hash.slice(1));
-const table = (now = state()) => (now.get("table") === "rejects" ? "rejects" : "pairs");
+const table = (now = state()) => (now.get("table") === "rejects" ? "rejects" : KIND);
 
 // ---- the server ----
 
@@ -124,8 +126,8 @@ function entry(row, kind) {
   const link = element("a");
   link.dataset.row = row.row;
   link.append(
-    element("div", kind === "pairs" ? row.head : row.detail ?? "no detail", "head"),
-    kind === "pairs" ? aboutPair(row) : aboutReject(row),
+    element("div", kind === "rejects" ? row.detail ?? "no detail" : row.head, "head"),
+    kind === "rejects" ? aboutReject(row) : aboutKept(row),
   );
   made.append(link);
   return made;
@@ -137,9 +139,14 @@ function line(parts) {
   return made;
 }
 
-function aboutPair(row) {
+const verdict = (row) => (row.label ? "good" : "bad");
+
+function aboutKept(row) {
   const flag = row.flag === null ? null : element("span", `⚑ ${row.flag || "flagged"}`, "flag");
-  return line([`margin ${number(row.margin)}`, row.source, row.lang, row.split === "test" ? "test" : null, flag]);
+  const rated = KIND === "pairs" ? `margin ${number(row.margin)}` : `${verdict(row)}, score ${number(row.completion_score)}`;
+  const models = KIND === "labels" ? row.completion_model
+    : row.chosen_model && row.rejected_model && `${row.chosen_model} over ${row.rejected_model}`;
+  return line([rated, models, row.source, row.lang, row.split === "test" ? "test" : null, flag]);
 }
 
 function aboutReject(row) {
