@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
 from prefkit.arguments import command, fail
@@ -31,6 +32,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="where to write it (default: report.html in DIR; comparison.html in the first of several)",
     )
     parser.add_argument("--watch", action="store_true", help="serve the report of runs on this machine, as they go on")
+    parser.add_argument("--port", type=int, metavar="N", help="with --watch: listen on this port (default: a free one)")
     parser.add_argument("--open", action="store_true", help="open it in the browser")
     parser.set_defaults(run=_report, interrupted="interrupted. The report of before is as it was.")
 
@@ -47,6 +49,8 @@ def _report(given: argparse.Namespace) -> int:
     data_sets = [folder for folder in given.folders if (folder / "manifest.json").exists()]
     if given.watch:
         return _watch(given, data_sets)
+    if given.port is not None:
+        raise UsageError("--port has no effect without --watch, which alone serves the page.")
     for folder in given.folders:
         if folder not in data_sets and not (folder / "run.json").exists():
             raise DataError(
@@ -79,7 +83,13 @@ def _watch(given: argparse.Namespace, data_sets: list[Path]) -> int:
     for folder in given.folders:
         if not (folder / "run.json").exists():
             print(f"{folder}: no run has begun here yet. It shows when one does.")
-    with served(Watch(given.folders).answer) as (server, url):
+    with ExitStack() as stack:
+        try:
+            server, url = stack.enter_context(served(Watch(given.folders).answer, given.port or 0))
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"--port {given.port}: cannot be listened on ({error}). Leave it out for a free one."
+            ) from error
         print(f"{url}\nCtrl-C ends it; the runs go on.", flush=True)
         code = _open(url, given.open, url)
         try:

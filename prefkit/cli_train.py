@@ -138,7 +138,7 @@ def _train_here(given: argparse.Namespace) -> int:
             progress=progress,
         )
     if not given.quiet:
-        print(f"model: {report['model']}")
+        print(f"model: {report['model']}\nreport: {given.out / 'report.html'}")
     return 0
 
 

@@ -276,9 +276,11 @@ def test_mistyped_words_are_met_with_the_likely_one(
 def test_evaluate_prints_json(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     main(build(raw, data, "--quiet", "--set", "build.split.test=0.3"))
-    train = ["train", "hh-rlhf", "--data", str(data), "--out", str(run), "--max-steps", "1", "--quiet"]
+    train = ["train", "hh-rlhf", "--data", str(data), "--out", str(run), "--max-steps", "1"]
     assert main([*train, "--set", "model.tokenizer.vocab_size=400", "--set", "model.config.hidden_size=32"]) == 0
-    capsys.readouterr()
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last == [f"model: {run / 'model'}", f"report: {run / 'report.html'}"]
+    assert (run / "report.html").exists()
     assert main(["evaluate", str(run / "model"), "--data", str(data), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["logps/accuracies_low"] <= result["logps/accuracies"] <= result["logps/accuracies_high"]

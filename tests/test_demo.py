@@ -46,6 +46,9 @@ def test_the_demo_prints_what_it_did(demo: Path) -> None:
     printed = (demo / "printed.txt").read_text()
     for words in ("near_duplicate", "not_json", "reward margin", "judge's score", "after DPO:"):
         assert words in printed
+    for report, title in ((demo / "pairs" / "report.html", "Data report"), (demo / "run" / "report.html", "Training")):
+        assert str(report) in printed.replace("\n", "")
+        assert f"<h1>{title}" in report.read_text("utf-8")
 
 
 def shuffled(seed: int) -> bytes:

@@ -47,6 +47,7 @@ def main() -> int:
 
 def run(out: Path, console: Console) -> dict[str, Any]:
     """Build, train, evaluate; returns the report. What an earlier, interrupted demo finished is not done again."""
+    from prefkit.pairs import report as data_report
     from prefkit.pairs import summary
     from prefkit.pairs.build import build_pairs
     from prefkit.progress import Stages
@@ -60,6 +61,7 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     with Stages() as stages:
         record = build_pairs(pipeline, data, workers=2, progress=stages)
     summary.print_record(record, data, time.perf_counter() - started, console)
+    seen = [data_report.write(data), trained / "report.html"]
 
     console.rule(f"prefkit train demo --data {data} --out {trained}")
     with metrics.live_progress(console) as progress:
@@ -72,7 +74,8 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     report = {"seconds": seconds, "test_pairs": record.rows("test"), "models": models}
     (out / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
     show(models, console)
-    console.print(f"{seconds:.0f} s in all. The model: {after}. This report: {out / 'demo.json'}")
+    console.print(f"{seconds:.0f} s in all. The model: {after}. These figures: {out / 'demo.json'}")
+    console.print(f"To look at, in a browser: {seen[0]} (the data) and {seen[1]} (the training).")
     return report
 
 

@@ -257,9 +257,14 @@ def _grid(steps: Axis, axis: Axis) -> list[Html]:
 
 
 def _tick(value: float) -> str:
-    shown = f"{value:,.6g}" if abs(value) < 1e6 else f"{value:.3g}"
-    mantissa, _, power = shown.partition("e")
-    return f"{mantissa}e{int(power)}" if power else shown.replace("-", "−")
+    """A round value in few characters: 0.25, 2e-4, 10k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):,.6g}{letter}".replace("-", "−")
+    if 0 < abs(value) < 1e-3:
+        mantissa, power = f"{value:.5e}".split("e")
+        return f"{float(mantissa):g}e{int(power)}"
+    return f"{value:,.6g}".replace("-", "−")
 
 
 def _mark(mark: Mark, steps: Axis) -> Html:

@@ -14,7 +14,7 @@ from prefkit.runs.record import Phase, Run
 
 LAST = 20  # steps that "at the end" is a mean of, as for the alarms
 GROWN = 1.5  # times the margin, from which on it has grown
-WAITS = 0.1  # a share of the time from which on waiting for data is worth a look
+WAITS = 0.2  # a share of the time from which on waiting for data is worth a look
 Z = 1.959964  # 95 %
 UNITS = ("objective", "beta", "length_normalisation")  # options that the unit of losses and rewards depends on
 
@@ -35,8 +35,10 @@ def percent(share: float) -> str:
 def measured(phase: Phase, name: str, at: int) -> str:
     """An evaluation's figure with its interval, `0.82 [0.80, 0.84]`."""
     curve = phase.held_out(name)
-    if curve.low is None or curve.high is None or curve.low[at] == curve.high[at]:
+    if curve.low is None or curve.high is None:
         return number(curve.values[at])
+    if curve.low[at] == curve.high[at]:
+        return f"{curve.values[at]:g}"
     return f"{curve.values[at]:.3f} [{curve.low[at]:.3f},\u00a0{curve.high[at]:.3f}]"
 
 
@@ -218,8 +220,8 @@ def _speed(phase: Phase) -> Iterator[Finding]:
         )
     if len(waits) == len(seconds):
         share = float((waits * seconds).sum() / total)
-        mend = ": more shards in the cache, or stream = false" if share > WAITS else ""
-        yield Finding(share > WAITS, f"data wait took {percent(share)} of the time{mend}.")
+        mend = "; stream = false makes all tokens beforehand" if share > WAITS and phase.options.get("stream") else ""
+        yield Finding(share > WAITS, f"data wait (reading and packing rows) took {percent(share)} of the time{mend}.")
 
 
 def _compared(group: Group, runs: Sequence[Run]) -> Iterator[Finding]:
@@ -232,7 +234,7 @@ def _compared(group: Group, runs: Sequence[Run]) -> Iterator[Finding]:
             yield one._replace(text=f"{group.title}: {one.text}")
     for member in group.members:
         for one in (*_alarms(member.phase), *_standstill(member.phase), *_held_out_loss(member.phase)):
-            yield one._replace(text=f"{runs[member.run].label}, {member.phase.name}: {one.text}")
+            yield one._replace(text=f"{runs[member.run].named(member.phase)}: {one.text}")
 
 
 def _options(group: Group, runs: Sequence[Run]) -> Iterator[Finding]:

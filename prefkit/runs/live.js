@@ -36,7 +36,7 @@ function replacePart(old, part) {
 }
 
 async function look() {
-  let said;
+  let said, ended = false;
   try {
     const answer = await fetch(location.href, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
     if (answer.status === 200) {
@@ -48,8 +48,12 @@ async function look() {
       : await answer.text();
   } catch {
     said = "prefkit report --watch has ended; this is what it showed last.";
+    ended = true;
   }
-  if (byId("live").textContent !== said) byId("live").textContent = said;
+  const live = byId("live");
+  if (ended) live.setAttribute("role", "alert"); // read aloud, as the time of every look is not
+  else live.removeAttribute("role");
+  if (live.textContent !== said) live.textContent = said;
   setTimeout(look, EVERY);
 }
 

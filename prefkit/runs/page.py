@@ -34,7 +34,7 @@ def render(runs: Sequence[Run], *, live: bool = False) -> str:
         title,
         tag("a", "To the findings", href="#findings", class_="skip"),
         tag("header", tag("h1", title), tables.progress(runs), id="header"),
-        tag("p", "live", id="live", role="status") if live else None,
+        tag("p", "Live.", id="live") if live else None,
         nav(places),
         tag("main", *sections),
         style=read(__package__, "page.css"),

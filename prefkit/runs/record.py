@@ -134,6 +134,10 @@ class Run:
     phases: list[Phase]
     model_sums: dict[str, str]  # SHA-256 sums of the files of its model, once there is one
 
+    def named(self, phase: Phase) -> str:
+        """A phase of it among other runs: the run's name alone where it has no other phase."""
+        return self.label if len(self.phases) == 1 else f"{self.label}, {phase.name}"
+
 
 class Log:
     """RUN/metrics.jsonl, read on at each call."""

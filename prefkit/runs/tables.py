@@ -35,19 +35,18 @@ SLICED = {
 EVALUATIONS = 12  # rows
 PROMPTS = 8  # whose samples are shown, a phase
 CHARACTERS = 4000  # of a text; the rest is counted
-STATES = {"waiting": "not begun", "training": "training", "stopped": "stopped", "finished": "finished"}
 
 
 def progress(runs: Sequence[Run]) -> Html:
     """How far each phase of each run is."""
     items = []
     for run in runs:
-        name = f"{run.label}: " if len(runs) > 1 else ""
         if run.state == "waiting":
-            items.append(tag("li", f"{name}no run has begun here yet"))
+            items.append(tag("li", f"{run.label}: no run has begun here yet"))
         for phase in run.phases:
-            done = tag("progress", value=phase.step, max=phase.planned or max(1, phase.step), aria_label=phase.name)
-            items.append(tag("li", done, f" {name}{phase.name}: {_state(run, phase)}"))
+            name = run.named(phase) if len(runs) > 1 else phase.name
+            done = tag("progress", value=phase.step, max=phase.planned or max(1, phase.step), aria_label=name)
+            items.append(tag("li", done, f" {name}: {_state(run, phase)}"))
     return tag("ul", *items, class_="progress")
 
 
@@ -77,8 +76,8 @@ def evaluations(group: Group, runs: Sequence[Run]) -> Html | None:
     rows: list[list[Any]] = []
     for member in group.members:
         count = len(member.phase.lines.evaluations)
-        places = np.linspace(0, count - 1, min(EVALUATIONS, count)).round().astype(int) if len(runs) == 1 else [0, -1]
-        for at in places if count else []:
+        shown = min(count, EVALUATIONS if len(runs) == 1 else 2)
+        for at in np.linspace(0, count - 1, shown).round().astype(int) if count else []:
             step = member.phase.lines.evaluations[at]["step"]
             where = f"step {step:,}" if len(runs) == 1 else f"{runs[member.run].label}, step {step:,}"
             rows.append([where, *(_evaluated(member.phase, name, int(at)) for name in names)])
@@ -145,12 +144,16 @@ def alarms(groups: Sequence[Group], runs: Sequence[Run]) -> Html:
     rows = []
     for group in groups:
         for member in group.members:
-            name = f"{runs[member.run].label}, " if len(runs) > 1 else ""
+            name = runs[member.run].named(member.phase) if len(runs) > 1 else member.phase.name
             for at, alarm in enumerate(member.phase.alarms, start=1):
-                rows.append([f"{name}{member.phase.name}, {at}", f"{alarm['step']:,}", alarm["alarm"], alarm["text"]])
+                rows.append([f"{name}, {at}", f"{alarm['step']:,}", alarm["alarm"], alarm["text"]])
     if not rows:
         return tag("p", "None so far. What is watched for, and by which limits, stands in the options.")
-    return tag("div", table(["phase and number", "step", "alarm", "what was found"], rows, "Alarms"), class_="prose")
+    return tag(
+        "div",
+        table(["phase and number", "step", "alarm", "what was found"], rows, "What was found, and when"),
+        class_="prose",
+    )
 
 
 def samples(group: Group, runs: Sequence[Run]) -> Html | None:

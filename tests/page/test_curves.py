@@ -66,6 +66,15 @@ def test_numbers_for_people(value: float, text: str) -> None:
     assert number(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.25, "0.25"), (-2.5, "−2.5"), (2e-4, "2e-4"), (7500.0, "7,500"), (10_000.0, "10k"),
+     (-250_000.0, "−250k"), (2.5e6, "2.5M"), (1e10, "10G"), (-1e-5, "-1e-5")],
+)  # fmt: skip
+def test_ticks_are_short(value: float, text: str) -> None:
+    assert curves._tick(value) == text
+
+
 def test_axes_hold_all_values_and_are_logarithmic_only_where_it_shows_more() -> None:
     wide = Line("x", np.arange(3.0), np.array([0.1, 1.0, 500.0]))
     assert fitted([wide], log=True) == Axis(0.1, 500.0, log=True)

@@ -27,9 +27,9 @@ def about(found: list[Finding], words: str) -> list[tuple[bool, str]]:
 @pytest.mark.parametrize(
     ("after", "look", "words"),
     [
-        (0.82, False, "rose from 0.5000 to 0.820 [0.800, 0.840]."),
-        (0.51, True, "went from 0.5000 to 0.510 [0.490, 0.530], which the intervals do not tell apart."),
-        (0.40, True, "fell from 0.5000 to 0.400 [0.380, 0.420]."),
+        (0.82, False, "rose from 0.5 to 0.820 [0.800, 0.840]."),
+        (0.51, True, "went from 0.5 to 0.510 [0.490, 0.530], which the intervals do not tell apart."),
+        (0.40, True, "fell from 0.5 to 0.400 [0.380, 0.420]."),
     ],
 )
 def test_accuracy_rose_or_fell_only_where_the_intervals_say_so(
@@ -88,10 +88,13 @@ def test_likelihood_slices_alarms_and_speed(tmp_path: Path) -> None:
     assert about(found, "nats") == [(False, f"dpo: {lost}")]
     (hard,) = about(found, "slice")
     assert hard[1].startswith("dpo: accuracy is lowest in the slice source hard: 0.600 [0.55")
-    assert about(found, "data wait") == [(False, "dpo: data wait took 3.0 % of the time.")]
+    assert about(found, "data wait") == [(False, "dpo: data wait (reading and packing rows) took 3.0 % of the time.")]
     assert about(found, "clipped")[0][1].startswith("dpo: the gradient was clipped to 1 in ")
     waiting = [step_line("dpo", step, random.Random(0), data_wait=0.5) for step in range(1, 30)]
-    assert about(said(write_run(tmp_path / "w", waiting)), "data wait")[0][0]
+    for stream in (False, True):
+        out = write_run(tmp_path / f"waits {stream}", waiting, (PHASE | {"stream": stream},))
+        ((look, text),) = about(said(out), "data wait")
+        assert (look, "stream = false" in text) == (True, stream)
 
 
 def test_pairs_seen_before_against_held_out_ones(tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def test_two_runs_of_other_lengths_and_losses_one_unfinished(tmp_path: Path) -> 
         ticks[title] = re.findall(r'text-anchor="end">([^<]*)<', figure[: figure.index("</svg>")])
     assert ticks["Rewards: chosen"] == ticks["Rewards: rejected"], "one axis for both"
     for words in (
-        "b: simpo: stopped after step 40 of 100",
-        "a: dpo: finished",
+        "b: stopped after step 40 of 100",
+        "a: finished",
         "gamma",
         "First and last evaluation of each run",
     ):
@@ -300,6 +300,8 @@ def test_the_command_tells_what_a_folder_holds(tmp_path: Path, capsys: pytest.Ca
     assert "at most 8 runs" in fails(capsys, 2, *(tmp_path / str(number) for number in range(9)))
     assert "is a folder. Give the name of a file" in fails(capsys, 2, a, "--out", tmp_path)
     assert "--out has no effect with --watch" in fails(capsys, 2, a, "--watch", "--out", tmp_path / "x.html")
+    assert "--port has no effect without --watch" in fails(capsys, 2, a, "--port", 8000)
+    assert "--port 99999: cannot be listened on" in fails(capsys, 2, a, "--watch", "--port", 99999)
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "manifest.json").write_text("{}")
     assert "only runs are compared" in fails(capsys, 2, a, tmp_path / "set")

@@ -34,7 +34,7 @@ def state(text: str) -> list[str]:
 def test_a_run_from_before_it_begins_to_its_end(tmp_path: Path) -> None:
     out = tmp_path / "r"
     watch = Watch([out])
-    assert state(text_of(watch)) == ["no run has begun here yet"]
+    assert state(text_of(watch)) == ["r: no run has begun here yet"]
     lines = [*(sft_line(step) for step in range(1, 21)), *dpo_lines(20, {0: 0.5, 20: 0.7})]
     whole = "".join(json.dumps(line) + "\n" for line in lines).encode()
     write_run(out, [], (SFT, PHASE), finished=False, planned=20)
@@ -109,7 +109,7 @@ def test_a_browser_shows_what_is_new_and_keeps_what_is_open(tmp_path: Path) -> N
     assert "dpo: stopped after step 20 of 100" in page
     assert "0.900 [0.880,&nbsp;0.920]" in page
     assert 'role="slider"' in page[page.index('id="phase-0"') :], "the new charts can be walked through"
-    assert re.search(r'id="live" role="status">Live\.', page)
+    assert re.search(r'id="live">Live\. Newest of ', page)
 
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
