@@ -1,7 +1,8 @@
 """The pictures of the documents, from what the demo left: `python docs/screenshots.py demo-output`.
 
-Writes the reports of the demo's data set and run anew, opens them in the system's Chromium, headless, at three widths,
-and leaves PNGs of at most COLOURS colours in docs/images. Parts that a picture is not about are hidden.
+Writes the reports of the demo's data set and run anew and serves the data set, opens them in the system's Chromium,
+headless, at three widths, and leaves PNGs of at most COLOURS colours in docs/images. Parts of a report that a picture
+is not about are hidden.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image  # comes with tensorboard, of prefkit[train]
 
 IMAGES = Path(__file__).parent / "images"
-WIDTHS = {1440: 1180, 768: 1180, 390: 1180}  # and heights
+WIDTHS, HEIGHT = (1440, 768, 390), 1180
+PAIR = 9  # that the browser shows
 COLOURS = 256
 
 
@@ -41,10 +45,9 @@ def main() -> int:
             ("training-curves", "run", ["findings", "phase-0"]),
         ):
             report(given.demo / folder, page, hidden)
-            for width, height in WIDTHS.items():
-                picture = given.out / f"{name}-{width}.png"
-                take(browser, page.as_uri(), picture, width, height)
-                print(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB")
+            take(browser, page.as_uri(), given.out / name)
+    with viewed(given.demo / "pairs") as address:
+        take(browser, f"{address}#row={PAIR}", given.out / "browser")
     return 0
 
 
@@ -59,16 +62,29 @@ def report(folder: Path, page: Path, hidden: list[str]) -> None:
         page.write_text(text.replace("</head>", f"<style>{style}</style></head>", 1), "utf-8")
 
 
-def take(browser: str, address: str, picture: Path, width: int, height: int) -> None:
-    """A picture of the top of a page, in few colours."""
-    with tempfile.TemporaryDirectory() as profile:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                   "--disable-background-networking", f"--user-data-dir={profile}", "--virtual-time-budget=4000",
-                   f"--window-size={width},{height}", f"--screenshot={picture.absolute()}", address]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    with Image.open(picture) as image:
-        small = image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    small.save(picture, optimize=True)
+@contextmanager
+def viewed(data: Path) -> Iterator[str]:
+    """The address at which `prefkit view` serves a data set."""
+    command = [sys.executable, "-m", "prefkit", "view", str(data)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().rpartition(" ")[2].strip()
+        server.terminate()
+
+
+def take(browser: str, address: str, name: Path) -> None:
+    """Pictures of the top of a page at each width, in few colours."""
+    for width in WIDTHS:
+        picture = name.with_name(f"{name.name}-{width}.png").absolute()
+        with tempfile.TemporaryDirectory() as profile:
+            command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                       "--disable-background-networking", f"--user-data-dir={profile}", "--virtual-time-budget=4000",
+                       f"--window-size={width},{HEIGHT}", f"--screenshot={picture}", address]  # fmt: skip
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+        with Image.open(picture) as image:
+            small = image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small.save(picture, optimize=True)
+        print(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
