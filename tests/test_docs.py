@@ -182,13 +182,6 @@ def test_the_commands_of_the_readme_run(here: Path) -> None:
     (here / "raw").mkdir()
     write_lines(here / "raw" / "raw.jsonl", dirty_lines(150))
     write_lines(here / "new.jsonl", dirty_lines(170)[150:])
-    (phase,) = [text for text in blocks(PROJECT / "README.md", "toml") if "[[train]]" in text]
-    build = '[[build.inputs]]\nuse = "ultrafeedback"\npaths = ["raw"]\n[build.split]\ntest = 0.2\n'
-    (here / "my.toml").write_text(f"{build}{phase}")
-    (here / "chats.jsonl").write_text(
-        "".join(json.dumps({"messages": row["prompt"] + row["chosen"]}) + "\n" for row in toy_pairs(4))
-    )
-    (here / "ratings.csv").write_text("prompt,response,score\na?,b,1\na?,c,2\n")
     run(commands_of(PROJECT / "README.md"), without=("--push-to-hub", "ray", "--watch", "view"))
     assert manifest.read(here / "data").rows("train")
     assert (here / "run" / "model" / "config.json").exists()

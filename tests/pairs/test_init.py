@@ -130,6 +130,10 @@ def test_paths_are_relative_to_the_file_as_the_inputs_were_to_here(
     [
         ({"instruction": "a?", "output": "b", "Rating": "4"}, {"prompt": "instruction", "score": "Rating"}),
         ({"input": "a?", "responses": ["b", "c"], "scores": [1, 2]}, {"response": "responses", "score": "scores"}),
+        (
+            {"instruction": "a?", "generations": ["b", "c"], "ratings": [4, 2], "rationales": ["x", "y"]},
+            {"prompt": "instruction", "response": "generations", "score": "ratings"},
+        ),
         ({"prompt": "a?", "answer": "b", "rank": 1}, {"score": "rank", "higher_is_better": False, "absolute": False}),
         ({"prompt": "a?", "answer": "b", "scores": [1, 3]}, {"score": "scores", "aggregate": "mean"}),
         ({"query": "a?", "answers": [{"text": "b", "judge": {"total": 3}}]}, {"completions": "answers"}),
