@@ -225,7 +225,9 @@ def labels_of_prompts(
         pairs, examples = [], []
         sides_of = fit(group, [next(encoded) for _ in group], tokenizer, how.limit, counts)
         labels: dict[bytes, set[bool]] = {}
-        for (_, values), sides in zip(rows, sides_of, strict=True):
+        for (row, values), sides in zip(rows, sides_of, strict=True):
+            if values["label"] is None:
+                raise DataError(f"{shard}, row {row}: it has no label. prefkit verify tells more.")
             if sides is not None:
                 labels.setdefault(sides.tokens[0].tobytes(), set()).add(values["label"])
         for (row, values), sides in zip(rows, sides_of, strict=True):

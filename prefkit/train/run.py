@@ -58,7 +58,6 @@ from prefkit.train.loop import Job, Loop, Tested, run_steps
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import Preference, of_phase
 from prefkit.train.options import Phase, TrainOptions, check
-from prefkit.train.policy import Policy
 from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.splits import make_plan, open_splits
 
@@ -200,12 +199,15 @@ def run_phase(job: Job, number: int) -> None:
     """One phase from its start, or from its newest checkpoint, to its exported model and `phase.json`."""
     phase, losses = job.options.phases[number], job.options.losses[number]
     objective = of_phase(phase, losses)
+    asked = None if phase.samples is None else samples.choose(SampleOptions(**phase.samples), job.data, job.manifest)
     start = start_of(job, number)
     if phase.lora is not None:
         adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
     train_set, test_set = open_splits(job, phase, objective, start)
     train_set, order = make_plan(job, phase, losses, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
+    tests = None if test_set is None else objective.on(test_set.whole)
+    objective = objective.on(train_set.examples)
 
     now = learner.ready(job, phase, start)
     made_from = {
@@ -215,18 +217,20 @@ def run_phase(job: Job, number: int) -> None:
         "the tokens of test": test_set and test_set.store.key,
     }
     parallel.alike(made_from)
+    state = where_it_stands(job, number, made_from)
+    # All that can be found wrong was looked at before this, since the reference takes long.
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
     now, of_train, of_test, live = learner.with_reference(job, phase, objective, now, train_set, test_set, prompts)
     moving = live if phase.reference_sync is not None else None
     how: dict[str, Any] = {"weight_decay": phase.weight_decay, "betas": phase.betas, "eps": phase.eps}
     optimizer = optimizers.make(now, phase.optimizer, **how)
-    state = begin_or_resume(job, number, made_from, now, optimizer, moving)
+    if state["step"]:
+        checkpoint.restore(job.out / phase.name / "checkpoints", now, optimizer, moving)
     begun.write(job, phase.name, steps, made_from, now.device)
     tested = None
-    if test_set is not None:
-        tested = Tested(objective.on(test_set.whole), test_set.whole, of_test, slices.of(test_set.whole))
-    objective = objective.on(train_set.examples)
+    if test_set is not None and tests is not None:
+        tested = Tested(tests, test_set.whole, of_test, slices.of(test_set.whole))
     log = open_log(job, phase, state)
     loop = Loop(
         job=job,
@@ -240,7 +244,7 @@ def run_phase(job: Job, number: int) -> None:
         reference=of_train,
         tested=tested,
         log=log,
-        samples=open_samples(job, phase, state["step"]),
+        samples=open_samples(job, phase, asked, state["step"]),
         slices=slices.begun(train_set.examples, objective.names, state.get("slices")),
         memory=[None if kept is None else torch.tensor(kept, dtype=torch.float64) for kept in state["memory"]],
         moving=moving,
@@ -256,15 +260,8 @@ def run_phase(job: Job, number: int) -> None:
     finish(loop, number, bytes_written)
 
 
-def begin_or_resume(
-    job: Job,
-    number: int,
-    made_from: dict[str, Any],
-    now: Policy,
-    optimizer: torch.optim.Optimizer,
-    moving: Policy | None,
-) -> dict[str, Any]:
-    """The state that a phase begins with; or of its newest checkpoint, whose tensors are put into their places."""
+def where_it_stands(job: Job, number: int, made_from: dict[str, Any]) -> dict[str, Any]:
+    """The state that a phase begins with; or of its newest checkpoint, if that was made from the same."""
     name = job.options.phases[number].name
     folder = job.out / name / "checkpoints"
     with parallel.first_before_others():
@@ -275,7 +272,6 @@ def begin_or_resume(
         written = finished_bytes(job, number)
         return {"step": 0, "num_tokens": 0, "metrics_bytes": written, "memory": [], "made_from": made_from}
     check_unchanged(job, name, state["made_from"], made_from)
-    checkpoint.restore(folder, now, optimizer, moving)
     return dict(state)
 
 
@@ -294,12 +290,11 @@ def open_log(job: Job, phase: Phase, state: dict[str, Any]) -> metrics.Log | met
     )
 
 
-def open_samples(job: Job, phase: Phase, step: int) -> Samples | None:
-    """What takes the samples of a phase, if it is to have any; without those after step `step`."""
-    if phase.samples is None:
+def open_samples(job: Job, phase: Phase, asked: list[Any] | None, step: int) -> Samples | None:
+    """What takes the samples of a phase, of the prompts `asked` if there are any; without those after step `step`."""
+    if asked is None:
         return None
-    options = SampleOptions(**phase.samples)
-    taken = Samples(job.out, phase.name, options, samples.choose(options, job.data, job.manifest), job.tokenizer)
+    taken = Samples(job.out, phase.name, SampleOptions(**phase.samples or {}), asked, job.tokenizer)
     taken.cut(step or -1)
     return taken
 

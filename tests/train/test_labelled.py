@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefkit.cli import main
-from prefkit.errors import TrainError, UsageError
+from prefkit.errors import DataError, TrainError, UsageError
 from prefkit.resolve import Call, functions_of
 from prefkit.train import chat, labelled, metrics, policy, run, tokenizer, whole_step
 from prefkit.train import losses as of_losses
@@ -215,6 +215,14 @@ def test_answers_that_are_equal_once_cut(tmp_path):
     examples = Examples.of(store)
     assert examples.labels().tolist() == [True, False]
     assert examples.sequences == 4  # each prompt with its own answer and the other's
+
+
+def test_a_row_without_a_label_is_named(tmp_path):
+    rows = toy_labels(3)
+    rows[2]["label"] = None
+    write_data_set(tmp_path / "d", rows, kind="labels")
+    with pytest.raises(DataError, match="row 2: it has no label"):
+        run.train(pipeline(tmp_path, KTO), data=tmp_path / "d", out=tmp_path / "r")
 
 
 def test_fine_tuning_learns_the_good_answers(data, tmp_path):

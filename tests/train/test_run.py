@@ -337,6 +337,34 @@ def test_changed_start_model_is_refused_on_resume(data, tmp_path):
         run.train(table, data=data, out=tmp_path / "r", resume=True)
 
 
+def test_what_is_wrong_is_found_before_the_reference_which_takes_long(data, tmp_path, monkeypatch):
+    trained(data, tmp_path / "base", SFT, max_steps=1)
+    base = tmp_path / "base" / "model"
+    table = pipeline(data, {**DPO, "checkpoint_every": 1}, path=str(base))
+    with pytest.raises(Killed):
+        run.train(table, data=data, out=tmp_path / "r", progress=KillAt(3))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.lm_head.weight.data += 0.1
+    model.save_pretrained(base)
+    plain = [{**row, "chosen_score": None} for row in toy_pairs(6)]
+    write_data_set(tmp_path / "plain", plain)
+
+    def too_soon(*args, **more):
+        raise AssertionError("the reference is computed")
+
+    monkeypatch.setattr(of_reference, "cached", too_soon)
+    with pytest.raises(TrainError, match="has changed since"):
+        run.train(table, data=data, out=tmp_path / "r", resume=True)
+    for phase, words in (
+        ({**DPO, "objective": "odpo"}, "the objective needs the scores of both answers"),
+        ({**DPO, "samples": {"prompts": 2}}, "no test split to take prompts from"),
+    ):
+        with pytest.raises(TrainError, match=words):
+            run.train(pipeline(data, phase), data=tmp_path / "plain", out=tmp_path / "other")
+    with pytest.raises(AssertionError, match="the reference is computed"):
+        run.train(pipeline(data, DPO), data=tmp_path / "plain", out=tmp_path / "other")
+
+
 def test_changed_chat_template_or_tokenizer_is_refused_on_resume(data, tmp_path):
     trained(data, tmp_path / "base", SFT, max_steps=1)
     base, template = tmp_path / "base" / "model", tmp_path / "t.jinja"
