@@ -17,11 +17,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from prefkit import manifest
+from prefkit import manifest, resolve
 from prefkit.cli import main
 from prefkit.config import load_pipeline
+from prefkit.errors import UsageError
+from prefkit.pairs import inputs, names, recognise
 from prefkit.pairs.build import build_pairs
+from prefkit.pairs.decode import decode
 from prefkit.pairs.verify import verify
 from tests.pairs.test_pipelines import FIXTURES
 from tests.test_cli import fails
@@ -213,9 +218,35 @@ def test_a_recipe_and_a_model(tmp_path: Path) -> None:
     assert not {"train", "model"} & tomllib.loads((tmp_path / "my.toml").read_text()).keys()
 
 
-def test_a_signed_url_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from prefkit.pairs import inputs
+WORDS = st.sampled_from([*names.PROMPT.split(), *names.RESPONSE.split(), *names.RESPONSES.split(), "chosen", "rejected",
+    "score", "rating", "quality", "rank", "label", "model", "system", "subset", "completions", "odd"])  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["", "a?", "b", "4", "user"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.sampled_from(["role", "content"]), inner),
+    max_leaves=8,
+)
 
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.dictionaries(WORDS, VALUES, max_size=5), min_size=1, max_size=4))
+def test_whatever_the_rows_are_they_are_read_or_the_reason_is_said(rows: list[dict[str, Any]]) -> None:
+    """What is recognised does read rows: by another way, that of a build."""
+    lines = [inputs.RawRow(n, json.dumps(row).encode(), None) for n, row in enumerate(rows, 1)]
+    try:
+        reading = recognise.of_rows(lines, inputs.RawFile("rows.jsonl", "rows.jsonl"), None, {})
+    except UsageError as error:
+        assert str(error).endswith((".", "?")) or "--option" in str(error)
+        return
+    call = resolve.check(f"prefkit.pairs.sources.{reading.source}:{reading.source}", reading.options, "test")
+    good = [
+        decoded
+        for decoded in decode(lines, call, "rows.jsonl")
+        if any(answer.score is not None for rated in decoded.found for answer in rated.completions)
+    ]
+    assert 0 < reading.used <= len(good)
+
+
+def test_a_signed_url_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     url = "https://host.example/rows.jsonl?signature=secret"
     lines = [inputs.RawRow(n, json.dumps(row).encode(), None) for n, row in enumerate(ROWS, 1)]
     monkeypatch.setattr(inputs, "expand", lambda names, base, outside=None: list(names))
