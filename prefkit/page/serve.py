@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
     def _respond(self) -> None:
         try:
             response = self.server.answer(self._request())
-        except Gone:
+        except (Gone, ConnectionError):
             self.close_connection = True
         except Refused as error:
             self.close_connection = True  # what follows may be a body that was not read
@@ -121,6 +121,8 @@ class Handler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if origin is not None and origin.removeprefix("http://") not in self.server.hosts:
             raise Refused(403, "Another page may not ask here.")
+        if self.command == "GET" and ("Content-Length" in self.headers or "Transfer-Encoding" in self.headers):
+            raise Refused(400, "A GET carries nothing.")
         body = self._body() if self.command == "POST" else b""
         return Request(self.command, path, _parameters(query), body, self._gone)
 

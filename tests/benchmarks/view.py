@@ -1,6 +1,7 @@
 """`prefkit view` on a million pairs: how long a page takes, and what it costs in memory.
 
     python tests/benchmarks/view.py DIR [--pairs 1000000] [--repeats 3]
+    python tests/benchmarks/view.py DIR --browser            # what a person waits for, in Chromium
     python tests/benchmarks/view.py DIR --engines            # the work of a page by polars and by DuckDB
 
 DIR gets a data set of word salad with the lengths of real answers (100 words of prompt, 150 of each answer, 2.5 kB a
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +25,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -33,6 +35,9 @@ import pyarrow.compute as pc
 from prefkit import manifest, schema
 from prefkit.manifest import InputFile, Manifest, Shard, StageReport
 from prefkit.pairs import shards
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 A_SHARD, ROW_GROUP, LEVEL = 25_000, 2_500, 1
 REJECTS_SHARE = 0.2
@@ -196,6 +201,39 @@ def requests(folder: Path, repeats: int) -> None:
     print(memory)
 
 
+def seen(folder: Path, repeats: int) -> None:
+    """Start the viewer and a browser `repeats` times; from an action until what it asks for is on the page."""
+    from playwright.sync_api import sync_playwright
+
+    times: dict[str, list[float]] = {}
+
+    def until(name: str, page: Page, act: Callable[[Page], Any], shown: str) -> None:
+        started = time.perf_counter()
+        act(page)
+        page.wait_for_function(shown)
+        times.setdefault(name, []).append(time.perf_counter() - started)
+
+    def key(page: Page) -> None:
+        page.keyboard.press("j")
+
+    most = "() => document.querySelector('#rows .meta').textContent.startsWith('margin 9.5')"
+    with sync_playwright() as driver:
+        for _ in range(repeats):
+            viewer = Viewer(folder)
+            browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page, address = browser.new_page(), viewer.url
+            rows = "() => document.querySelectorAll('#rows a').length === 50"
+            until("the first page, from an empty tab", page, lambda page, to=address: page.goto(to), rows)  # type: ignore[misc]
+            until("a pair opened", page, key, "() => document.querySelector('#item .sides')")
+            until("the next one", page, key, "() => open?.row === 1")
+            until("sorted by margin", page, lambda page: page.select_option("#sort-pairs", "margin descending"), most)
+            browser.close()
+            viewer.process.kill()
+            viewer.process.wait()
+    for name, seconds in times.items():
+        print(f"{name:34} {statistics.median(seconds):7.3f} s   ({', '.join(f'{one:.3f}' for one in seconds)})")
+
+
 def engines(files: list[str]) -> None:
     """What a page needs, by polars and by DuckDB, both with all cores."""
     import duckdb
@@ -244,6 +282,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--browser", action="store_true", help="what is seen in Chromium instead (Playwright)")
     parser.add_argument("--engines", action="store_true", help="polars and DuckDB by themselves instead")
     given = parser.parse_args()
     if not (given.folder / manifest.FILE_NAME).exists():
@@ -253,6 +292,8 @@ def main() -> None:
     print(f"{record.rows('train') + record.rows('test'):,} pairs, {size / 2**30:.2f} GiB of Parquet")
     if given.engines:
         engines([str(given.folder / shard.path) for shard in record.shards if shard.split != "rejects"])
+    elif given.browser:
+        seen(given.folder, given.repeats)
     else:
         requests(given.folder, given.repeats)
 

@@ -73,6 +73,16 @@ def test_each_server_has_a_token_of_its_own() -> None:
         assert len(one.rsplit("/", 2)[1]) >= 32
 
 
+def test_what_is_no_request_is_refused() -> None:
+    with running(Response(b"x")) as (url, asked):
+        assert get(f"{url}?a=1&a=2")[0] == 400
+        assert get(f"{url}?a=%ff")[0] == 400
+        assert get(url, Content_Length="5")[0] == get(url, content_length="5")[0] == 400
+        assert get(url, body=b"a=1")[0] == 415, "a form, which another page could send"
+        assert get(url, Origin="http://evil.example")[0] == 403
+        assert asked == []
+
+
 @pytest.mark.parametrize("status", [200, 500])
 def test_the_status_is_the_answers(status: int) -> None:
     with running(Response(b"x", "text/plain", status)) as (url, _):

@@ -339,8 +339,10 @@ def test_it_fits_is_named_and_can_be_read(browser: Browser, client: Client, widt
         good()
         assert page.locator("#list").is_visible() == (width > 800)
         if width < 800:
+            assert page.evaluate("() => document.activeElement.id") == "one", "what had the focus is hidden"
             page.locator("#back").click()
             page.wait_for_selector("#list", state="visible")
+            assert page.evaluate("() => document.activeElement.closest('#list') !== null")
         page.keyboard.press("r")
         settled(page, f"1–50 of {len(client.rows('rejects'))}")
         good()

@@ -127,9 +127,8 @@ new ResizeObserver(fit).observe(byId("filter"));
 new ResizeObserver(fit).observe(document.querySelector("header"));
 
 if (!WIDE.matches) byId("filter").open = false;
-draw();
 ask("about").then(about).catch(say);
-ask("choices").then((found) => {
+draw().then(() => ask("choices")).then((found) => { // which takes longer than the first page
   for (const kind of [KIND, "rejects"])
     for (const [name, held] of Object.entries(found[kind])) fill(name, held);
   controls(state());

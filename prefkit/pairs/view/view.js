@@ -61,7 +61,10 @@ function queryOf(now) {
 async function draw() {
   const now = state();
   controls(now);
+  const left = document.body.classList.contains("reading") && !now.has("row");
   document.body.classList.toggle("reading", now.has("row"));
+  if (!WIDE.matches && now.has("row")) byId("one").focus(); // what had the focus is hidden now
+  if (!WIDE.matches && left) (byId("rows").querySelector("[aria-current]") ?? byId("list")).focus();
   const asked = queryOf(now);
   const query = `${table(now)}?${asked}`;
   const page = Number(now.get("page") ?? 0);
