@@ -139,11 +139,12 @@ def _likelihood(phase: Phase) -> Iterator[Finding]:
     last = slice(-1, None) if where == "held-out" else slice(-LAST, None)
     moved, now = float(change.values[last].mean()), float(chosen.values[last].mean())
     before = now - moved
+    whose = f"good {where} answers" if phase.is_of_labels else f"chosen answers of {where} pairs"
     if moved < 0 and before < 0:
         share = f" ({percent(moved / before)} of their log-probability under the reference)"
-        yield Finding(False, f"chosen answers of {where} pairs lost {number(-moved)} nats each{share}.")
+        yield Finding(False, f"{whose} lost {number(-moved)} nats each{share}.")
     elif moved > 0:
-        yield Finding(False, f"chosen answers of {where} pairs gained {number(moved)} nats each.")
+        yield Finding(False, f"{whose} gained {number(moved)} nats each.")
 
 
 def _slices(phase: Phase) -> Iterator[Finding]:
@@ -210,13 +211,13 @@ def _speed(phase: Phase) -> Iterator[Finding]:
         return
     total = float(seconds.sum())
     pairs, tokens = (float(np.median(phase.column(f"{unit}_per_second").values)) for unit in ("pairs", "tokens"))
-    speed = f"{number(pairs)} {'answers' if phase.is_sft else 'pairs'} and {tokens:,.0f} tokens a second (medians)"
+    speed = f"{number(pairs)} {phase.examples} and {tokens:,.0f} tokens a second (medians)"
     yield Finding(False, f"{len(seconds):,} steps took {duration(total)}, at {speed}.")
     shared = phase.column("sharing_factor").values
     if not phase.is_sft and len(shared):
         yield Finding(
             False,
-            f"the full sequences of all pairs have {shared.mean():.1f} times the tokens that were computed.",
+            f"the full sequences of all {phase.examples} have {shared.mean():.1f} times the tokens that were computed.",
         )
     if len(waits) == len(seconds):
         share = float((waits * seconds).sum() / total)

@@ -78,6 +78,16 @@ class Phase:
         return bool(self.options["objective"] == "sft")
 
     @property
+    def is_of_labels(self) -> bool:
+        """Whether it learns from answers that are good or bad by themselves: what is chosen then is good."""
+        return self.begun is not None and not self.is_sft and bool(self.begun["data"].get("kind") == "labels")
+
+    @property
+    def examples(self) -> str:
+        """What it learns from."""
+        return "answers" if self.is_sft or self.is_of_labels else "pairs"
+
+    @property
     def figures(self) -> list[str]:
         """Names of the figures that have a curve."""
         return [name for name in self.lines.columns if name not in NO_CURVES]
@@ -183,7 +193,7 @@ def read(folder: Path, label: str, log: Log | None = None) -> Run:
     """A run as it stands now; `log` is that of the last call, to read on. DataError if a file of it is damaged."""
     log = log or Log(folder / METRICS)
     log.read_on()
-    about = _json(folder / RUN)
+    about = _json(folder / RUN, "options", "data_hash")
     if about is None:
         return Run(label, "waiting", False, {}, [], {})
     alarms, samples = (_jsonl(folder / name) for name in (ALARMS, SAMPLES))
@@ -204,9 +214,9 @@ def _phase(
         name=name,
         options=options,
         lines=log.phases.get(name, Lines()),
-        begun=_json(folder / name / "begun.json"),
-        finished=_json(folder / name / "phase.json"),
-        not_finite=_json(folder / name / "not-finite.json"),
+        begun=_json(folder / name / "begun.json", "steps", "made_from", "data", "versions", "device", "ranks"),
+        finished=_json(folder / name / "phase.json", "tokens", "epochs"),
+        not_finite=_json(folder / name / "not-finite.json", "step", "what"),
         alarms=[alarm for alarm in alarms if alarm["phase"] == name],
         samples=[sample for sample in samples if sample["phase"] == name],
     )
@@ -236,16 +246,17 @@ def labels(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    """A table that is written atomically; None where it is not there."""
+def _json(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A table that is written atomically, with these keys at least; None where it is not there."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise DataError(f"{path}: damaged ({one_line(error)}).") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path}: damaged (no JSON object).")
+    missing = [key for key in keys if key not in table] if isinstance(table, dict) else ["JSON object"]
+    if missing:
+        raise DataError(f"{path}: damaged, or of another version of prefkit (no {missing[0]}).")
     return table
 
 

@@ -83,9 +83,10 @@ def evaluations(group: Group, runs: Sequence[Run]) -> Html | None:
             rows.append([where, *(_evaluated(member.phase, name, int(at)) for name in names)])
     if not rows:
         return None
-    pairs = group.members[0].phase.lines.evaluations[0]["eval_pairs"] if group.members[0].phase.lines.evaluations else 0
-    what = "answers" if group.is_sft else "pairs"
-    caption = f"Evaluations on {pairs:,} held-out {what}" if len(runs) == 1 else "First and last evaluation of each run"
+    first = group.members[0].phase
+    caption = "First and last evaluation of each run"
+    if len(runs) == 1:
+        caption = f"Evaluations on {first.lines.evaluations[0]['eval_pairs']:,} held-out {first.examples}"
     return table(["at", *(EVALUATED[name] for name in names)], rows, caption)
 
 

@@ -32,6 +32,7 @@ def write(job: Job, phase: str, steps: int, made_from: dict[str, Any], device: t
         "made_from": made_from,
         "data": {
             "pipeline": job.manifest.pipeline_name,
+            "kind": job.manifest.kind,
             "train": job.manifest.rows("train"),
             "test": job.manifest.rows("test"),
             "versions": job.manifest.versions,

@@ -83,6 +83,7 @@ def write_run(
     samples: tuple[dict[str, Any], ...] = (),
     data_hash: str = "d" * 64,
     data: str = "demo",
+    kind: str = "pairs",
 ) -> Path:
     """A run's folder with these lines in its log."""
     out.mkdir(parents=True)
@@ -98,7 +99,7 @@ def write_run(
         begun = {
             "steps": planned,
             "made_from": {"the tokenizer": "t" * 64, "the tokens of test": None},
-            "data": {"pipeline": data, "train": 3000, "test": 2000, "versions": {"prefkit": "0.1.0"}},
+            "data": {"pipeline": data, "kind": kind, "train": 3000, "test": 2000, "versions": {"prefkit": "0.1.0"}},
             "versions": {"prefkit": "0.1.0", "torch": "2.9"},
             "device": "cpu",
             "ranks": 1,

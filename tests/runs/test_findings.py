@@ -97,6 +97,18 @@ def test_likelihood_slices_alarms_and_speed(tmp_path: Path) -> None:
         assert (look, "stream = false" in text) == (True, stream)
 
 
+def test_labelled_answers_are_not_called_pairs(tmp_path: Path) -> None:
+    lines = dpo_lines(40, {0: 0.5, 40: 0.8})
+    for line in lines:
+        for name in [name for name in line if "accuracies" in name or "longer" in name]:
+            del line[name]
+    out = write_run(tmp_path / "r", lines, kind="labels")
+    found = said(out)
+    assert about(found, "good held-out answers lost 4 nats each")
+    assert about(found, "answers and 3,0")
+    assert not about(found, "pairs")
+
+
 def test_pairs_seen_before_against_held_out_ones(tmp_path: Path) -> None:
     rng = random.Random(0)
     for epoch, expected in ((0.9, 0), (1.5, 1)):
