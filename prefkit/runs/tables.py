@@ -142,19 +142,17 @@ def _slice_row(value: str, figures: dict[str, float]) -> list[Any]:
 
 def alarms(groups: Sequence[Group], runs: Sequence[Run]) -> Html:
     """All alarms, with the numbers that mark them on the curves."""
-    rows = []
+    items = []
     for group in groups:
         for member in group.members:
             name = runs[member.run].named(member.phase) if len(runs) > 1 else member.phase.name
             for at, alarm in enumerate(member.phase.alarms, start=1):
-                rows.append([f"{name}, {at}", f"{alarm['step']:,}", alarm["alarm"], alarm["text"]])
-    if not rows:
+                head = tag("strong", f"{name}, {at}: {alarm['alarm']} at step {alarm['step']:,}. ")
+                items.append(tag("li", head, alarm["text"], class_="look"))
+    if not items:
         return tag("p", "None so far. What is watched for, and by which limits, stands in the options.")
-    return tag(
-        "div",
-        table(["phase and number", "step", "alarm", "what was found"], rows, "What was found, and when"),
-        class_="prose",
-    )
+    note = tag("p", "The numbers mark the curves.", class_="quiet")
+    return join(tag("ul", *items, class_="findings"), note)
 
 
 def samples(group: Group, runs: Sequence[Run]) -> Html | None:
@@ -221,7 +219,7 @@ def identity(runs: Sequence[Run]) -> Html:
     held = [dict(_identity(run)) for run in runs]
     keys = dict.fromkeys(key for one in held for key in one)
     rows = [[key, *(tag("code", one.get(key, "–")) for one in held)] for key in keys]
-    return tag("div", table(["", *(run.label for run in runs)], rows, "Data, model and software"), class_="prose")
+    return tag("div", table(["what", *(run.label for run in runs)], rows, "Data, model and software"), class_="prose")
 
 
 def _identity(run: Run) -> Iterator[tuple[str, str]]:
