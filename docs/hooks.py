@@ -209,15 +209,22 @@ def documented(thing: Any, name: str) -> list[str]:
 
 def signature(thing: Callable[..., Any]) -> str:
     """The signature, a parameter a line where it is long."""
-    text = str(inspect.signature(thing)).replace("'", "")
-    if len(text) < 60:
-        return text
-    parameters = [str(p).replace("'", "") for p in inspect.signature(thing).parameters.values()]
-    stars = [p.kind is inspect.Parameter.KEYWORD_ONLY for p in inspect.signature(thing).parameters.values()]
-    if True in stars:
-        parameters.insert(stars.index(True), "*")
-    returned = text.rpartition(" -> ")[2] if " -> " in text else "None"
-    return "(\n" + "".join(f"    {p},\n" for p in parameters) + f") -> {returned}"
+    found = inspect.signature(thing)
+    parameters = [shown(parameter) for parameter in found.parameters.values()]
+    only_named = [parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in found.parameters.values()]
+    if True in only_named:
+        parameters.insert(only_named.index(True), "*")
+    returned = "" if found.return_annotation is found.empty else f" -> {found.return_annotation}"
+    line = f"({', '.join(parameters)}){returned}"
+    return line if len(line) < 60 else "(\n" + "".join(f"    {text},\n" for text in parameters) + f"){returned}"
+
+
+def shown(parameter: inspect.Parameter) -> str:
+    """A parameter as the code has it."""
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    annotation = "" if parameter.annotation is parameter.empty else f": {parameter.annotation}"
+    value = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+    return f"{stars}{parameter.name}{annotation}{value}"
 
 
 def prose(docstring: str) -> str:

@@ -206,3 +206,6 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
     python = (tmp_path / "site" / "reference" / "python.html").read_text()
     for name in ("PairStream", "PackingCollator", "build_pairs", "load_pairs", "train"):
         assert f"prefkit.{name}" in python
+    plain = re.sub("<[^>]*>", "", python).replace("&#39;", "'")
+    assert "engine: str = 'local'," in plain
+    assert "max_length_policy: length.Policy = 'truncate_completion'," in plain
