@@ -24,7 +24,7 @@ def load_pairs(data: Path | str, split: Split = "train") -> pl.LazyFrame:
     A row is a pair, with the columns of `prefkit.schema.PAIRS`: `prompt`, `chosen` and `rejected` are lists of
     ``{role, content}``, scores and `margin` are in the unit of the raw ratings. (Of a data set of labels, an answer,
     with those of `prefkit.schema.LABELS`.) The rows of ``split="rejects"`` are
-    those of `prefkit.schema.REJECTS`, and those of a data set of labels those of `prefkit.schema.LABELS`.
+    those of `prefkit.schema.REJECTS`.
 
     Raises DataError where there is no finished data set, a shard is missing or has another size than the manifest says
     (`prefkit verify` looks at every byte), or the split is empty; UsageError for a URL or an unknown split.
