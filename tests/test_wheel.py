@@ -29,3 +29,5 @@ def test_the_wheel_builds_the_demo_pairs_by_itself(tmp_path: Path) -> None:
     run("-m", "prefkit", "build-pairs", "demo", "--out", "out", "--limit", "300")
     assert "whole" in run("-m", "prefkit", "verify", "out")
     assert run("-m", "prefkit", "report", "out").split() == [str(Path("out") / "report.html")]
+    browser = "import pathlib; from prefkit import manifest; from prefkit.pairs.view import page"
+    assert "view.js" in run("-c", f"{browser}; print(*page.assets(manifest.read(pathlib.Path('out'))))")

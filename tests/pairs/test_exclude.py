@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -131,6 +132,26 @@ def test_changed_flags_redo_this_step_and_what_follows(raw: Path, whole: Path, t
     assert changed == {"exclude", "write", "flags"}
     assert ids[0] in pairs_of(tmp_path / "out")["pair_id"]
     assert ids[1] not in pairs_of(tmp_path / "out")["pair_id"]
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = write_lines(tmp_path / "raw.jsonl", dirty_lines(60))
+    build_pairs(pipeline(tmp_path, text=PLAIN), tmp_path / "plain", given=[str(raw)], workers=1)
+    flag(tmp_path, *({"pair_id": name, "note": "x"} for name in pairs_of(tmp_path / "plain")["pair_id"].sort()[:9]))
+    chosen, out = pipeline(tmp_path, text=TEXT), tmp_path / "out"
+    build_pairs(chosen, out, given=[str(raw)], workers=1)
+    expected = contents(out)
+    change, halfway = 3, 0
+    while True:
+        shutil.rmtree(out)
+        killed = killed_at(monkeypatch, change, lambda: build_pairs(chosen, out, given=[str(raw)], workers=1))
+        halfway += bool(list(out.glob(".work/exclude/*"))) and not (out / "manifest.json").exists()
+        build_pairs(chosen, out, given=[str(raw)], workers=1)
+        assert contents(out) == expected
+        if not killed:
+            break
+        change += 12
+    assert halfway > 1, "some of the kills must fall behind the step for this to mean anything"
 
 
 def test_a_finished_data_set_of_other_flags_is_another_one(raw: Path, whole: Path, tmp_path: Path) -> None:
