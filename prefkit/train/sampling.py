@@ -41,7 +41,8 @@ def select(examples: Examples | Arriving, phase: Phase) -> tuple[Examples | Arri
     TrainError if a source or language that an option names is not there, or a curriculum lacks margins.
     """
     values = {"source": examples.values("source"), "lang": examples.values("lang")}
-    kept, fallen = keep(values, examples.margins(), phase)
+    learned = examples.labels() if phase.objective == "sft" else None  # of a stream; else the store has good ones alone
+    kept, fallen = keep(values, examples.margins(), phase, learned)
     first = running(examples.counts())[:-1]
     of_prompts = {name: column[first] for name, column in values.items()}
     examples = examples.keeping(kept)
@@ -66,8 +67,13 @@ def told(account: Mapping[str, int]) -> str:
     return f"{account['taken']:,} of {account['examples']:,} examples ({', '.join(rest)})" if rest else ""
 
 
-def keep(values: Mapping[str, np.ndarray], margins: np.ndarray, phase: Phase) -> tuple[np.ndarray, dict[str, int]]:
-    """Which examples the filters let through, as a mask, and how many fell by each filter, the first that they met."""
+def keep(
+    values: Mapping[str, np.ndarray], margins: np.ndarray, phase: Phase, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Which examples the filters let through, as a mask, and how many fell by each filter, the first that they met.
+
+    `labels` are given where fine-tuning learns from good answers alone.
+    """
     kept = np.ones(len(margins), dtype=bool)
     fallen: dict[str, int] = {}
 
@@ -81,6 +87,8 @@ def keep(values: Mapping[str, np.ndarray], margins: np.ndarray, phase: Phase) ->
             judge(f"{name}s", np.isin(values[name].astype(str), wanted))
     if phase.min_margin is not None:
         judge("min_margin", margins >= phase.min_margin)  # also those without scores
+    if labels is not None:
+        judge("label", labels)
     return kept, {name: count for name, count in fallen.items() if count}
 
 

@@ -68,7 +68,7 @@ def test_loss_figures_and_gradients_are_those_of_trl_on_the_same_batch(single, t
     datasets = pytest.importorskip("datasets")
     folder, manifest, words, model, reference = single
     options = {"desirable_weight": 1.3, "undesirable_weight": 0.7, "beta": 0.4}
-    table = pq.read_table(folder / manifest.shards[0].path, columns=["prompt", "completion", "label"])
+    table = pq.read_table(folder / manifest.shards[0].path)
     theirs = copy.deepcopy(model)
     config = trl.KTOConfig(
         str(tmp_path), per_device_train_batch_size=7, report_to=[], use_cpu=True, bf16=False, max_length=None, **options
@@ -231,6 +231,11 @@ def test_fine_tuning_learns_the_good_answers(data, tmp_path):
     counts = result["phases"]["sft"]["tokens"]
     assert (counts["rows"], counts["examples"], counts["undesirable"], counts["no_answer"]) == (48, 24, 24, 0)
     assert losses(tmp_path / "r", "kto")[0] == pytest.approx(0.5)
+    streamed = {**sft, "stream": True, "pairs_per_step": 1}  # no step is of bad answers alone
+    result = run.train(pipeline(data, streamed), data=data, out=tmp_path / "stream")
+    (account,) = result["phases"]["sft"]["epochs"]
+    assert (account["left_out_by_label"], account["taken"]) == (24, 24)
+    assert len(losses(tmp_path / "stream", "sft")) == 16  # prompts with a good answer: 8 have two, 8 have one
 
 
 def test_which_losses_take_labels():

@@ -25,7 +25,11 @@ def write(folder: Path, path: Path | None = None) -> Path:
     """
     record = manifest.read(folder)
     if record.kind != "pairs":
-        tells = "Its README.md tells where the rows went." if record.kind == "labels" else "None of its rows fell."
+        tells = (
+            "Its README.md tells where the rows went, and prefkit view shows them."
+            if record.kind == "labels"
+            else "None of its rows fell."
+        )
         raise DataError(f"{folder}: holds {record.kind}, not pairs, of which alone a report is drawn. {tells}")
     for shard in record.shards:
         if not (folder / shard.path).is_file():
