@@ -327,7 +327,7 @@ def test_words_and_phrases(text: str, expected: list[str]) -> None:
         ("pairs", {"split": "rejects"}, "split"),
         ("pairs", {"within": "raw"}, "within"),
         ("pairs", {"flagged": "maybe"}, "flagged"),
-        ("pairs", {"id": "xyz!"}, "id"),
+        ("pairs", {"id": "xyz!"}, "hexadecimal digits"),
         ("pairs", {"id": "abc"}, "id"),
         ("pairs", {"none": "margin"}, "none has no"),
         ("pairs", {"reason": "tied"}, "reason"),

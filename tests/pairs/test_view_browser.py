@@ -13,7 +13,7 @@ import pytest
 
 from prefkit.pairs import flags, why
 from prefkit.pairs.flags import Flag
-from prefkit.pairs.view import routes
+from prefkit.pairs.view import api, routes
 from tests.pairs.raw import completion, dirty_lines, row, write_lines
 from tests.pairs.test_report import INJECTIONS
 from tests.pairs.viewing import LABELS, Client, build, viewing
@@ -170,6 +170,27 @@ def test_typing_and_choosing_at_once_loses_neither(page: Page, client: Client) -
     found = client.rows(text="river", split="test")
     settled(page, f"1–{min(50, len(found))} of {len(found)}")
     assert page.locator("#text").input_value() == "river"
+
+
+def test_values_too_many_to_list_are_counted_and_can_be_asked_for(
+    browser: Browser, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (most, _), (second, _), (third, _) = client.get("choices")["pairs"]["source"]["values"]
+    monkeypatch.setattr(api, "CHOICES", 1)
+    with viewing(client.folder) as fewer, opened(browser, fewer) as page:
+        options = page.locator("#source option").all_inner_texts()
+        assert options[1].startswith(most)
+        assert options[2:] == ["and 2 rarer ones"]
+        for source in (second, third, second):
+            page.evaluate("to => { location.hash = `source=${to}`; }", source)
+            settled(page, f"1–50 of {len(client.rows(source=source))}")
+            assert page.locator("#source option:checked").inner_text() == source
+        page.select_option("#split", "test")
+        found = client.rows(source=second, split="test")
+        settled(page, f"1–{min(50, len(found))} of {len(found)}")
+        page.select_option("#source", label=third)
+        found = client.rows(source=third, split="test")
+        settled(page, f"1–{min(50, len(found))} of {len(found)}")
 
 
 def test_what_the_server_refuses_is_shown(page: Page) -> None:

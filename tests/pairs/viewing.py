@@ -56,8 +56,8 @@ def build(folder: Path, lines: list[bytes], *overrides: str, pipeline: str = PIP
 class Client:
     """Asks a server as a browser would, or as one would who should not."""
 
-    def __init__(self, address: str, routes: Routes | None = None) -> None:
-        self.address, self.routes = address, routes
+    def __init__(self, address: str, routes: Routes | None = None, folder: Path = Path()) -> None:
+        self.address, self.routes, self.folder = address, routes, folder
         self.host, self.token = address.removeprefix("http://").split("/")[:2]
         self.port = int(self.host.rpartition(":")[2])
 
@@ -118,7 +118,7 @@ def viewing(folder: Path, flags: Path | None = None) -> Iterator[Client]:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
-            yield Client(address, routes)
+            yield Client(address, routes, folder)
         finally:
             server.shutdown()
             thread.join()

@@ -32,6 +32,7 @@ function fill(name, { values, left_out }) {
     const more = new Option(`and ${left_out.toLocaleString("en")} rarer ones`);
     more.disabled = true;
     control.append(more);
+    control.choices.push({}); // its place
   }
 }
 
@@ -123,8 +124,7 @@ addEventListener("hashchange", draw);
 function fit() {
   byId("list").parentElement.style.setProperty("--above", `${byId("list").getBoundingClientRect().top + scrollY}px`);
 }
-new ResizeObserver(fit).observe(byId("filter"));
-new ResizeObserver(fit).observe(document.querySelector("header"));
+for (const one of [byId("filter"), byId("said"), document.querySelector("header")]) new ResizeObserver(fit).observe(one);
 
 if (!WIDE.matches) byId("filter").open = false;
 ask("about").then(about).catch(say);

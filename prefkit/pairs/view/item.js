@@ -208,8 +208,6 @@ async function changeFlag(path, body) {
     document.activeElement?.blur();
     if (state().get("row") === row) await draw();
   } catch (error) {
-    say(error);
-    byId("said").scrollIntoView({ block: "nearest" });
     alertHere(error.message);
   }
 }

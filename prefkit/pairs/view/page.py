@@ -75,7 +75,13 @@ def _page(record: Manifest) -> str:
         "body",
         tag("a", "To the list", href="#list", class_="skip", id="skip"),
         _header(title, record.kind),
-        tag("main", _filters(record.kind), _list(), _item()),
+        tag(
+            "main",
+            _filters(record.kind),
+            tag("p", id="said", role="alert", class_="look", hidden=True),
+            _list(),
+            _item(),
+        ),
         _help(),
         data_kind=record.kind,
     )
@@ -156,7 +162,6 @@ def _list() -> Html:
         "section",
         tag("h2", "List", class_="unseen", id="list-title"),
         tag("div", *steps, class_="steps"),
-        tag("p", id="said", role="alert", class_="look", hidden=True),
         tag("ol", id="rows"),
         id="list",
         tabindex=-1,

@@ -27,7 +27,7 @@ from prefkit.pairs.select import text_of
 from prefkit.pairs.view.table import Numbers, Table
 
 MOST_WORDS = 20
-HEXADECIMAL = "^[0-9a-f]{4,32}$"
+BEGINNING = re.compile("[0-9a-f]{4,32}")  # of an id
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 
 
@@ -42,7 +42,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """
 
     text: Text = ""
-    id: Annotated[str, msgspec.Meta(pattern=HEXADECIMAL)] | None = None
+    id: Text | None = None
     none: Text = ""
     sort: str | None = None
     order: Literal["ascending", "descending"] | None = None
@@ -50,6 +50,8 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def __post_init__(self) -> None:
         if self.order and not self.sort:
             raise ValueError("order goes with sort")
+        if self.id is not None and not BEGINNING.fullmatch(self.id):
+            raise ValueError("an id is asked for by its first 4 to 32 hexadecimal digits")
 
 
 class Kept(Asked, frozen=True, kw_only=True):

@@ -97,9 +97,10 @@ async function list(now, asked, query, page) {
     if (!found.complete) count(asked, signal).catch(say);
   } catch (error) {
     if (error.name !== "AbortError") {
-      listed = { query, page, rows: [], found: 0, complete: true };
+      listed = { query: null, page, rows: [], found: 0, complete: true };
       byId("rows").replaceChildren();
       position();
+      byId("position").textContent = "";
     }
     throw error;
   } finally {
