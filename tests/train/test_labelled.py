@@ -241,7 +241,7 @@ def test_fine_tuning_learns_the_good_answers(data, tmp_path):
 def test_which_losses_take_labels():
     named = [name for name in functions_of(of_losses) if name != "chosen_nll"]
     taking = {name for name in named if takes_labels(Call(f"prefkit.train.losses:{name}", {}))}
-    assert taking == {"kto"}
+    assert taking == {"kto", "apo_zero_unpaired"}
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_f_divergences_stay_finite_far_away():
         assert grad.isfinite().all()
 
 
-def trl_kto(token_logps, reference_sums, labels, kl_ratios, **options):
+def trl_kto(token_logps, reference_sums, labels, kl_ratios, loss_type="kto", **options):
     """The loss of TRL's KTOTrainer, by its own method, and its log; `kl_ratios` are of mismatched answers."""
     trl = pytest.importorskip("trl")
     mask = (torch.arange(-1, WIDTH) >= 0) & (torch.arange(-1, WIDTH) < LENGTHS[:, None])
@@ -194,8 +194,8 @@ def trl_kto(token_logps, reference_sums, labels, kl_ratios, **options):
     trainer = SimpleNamespace(
         model=SimpleNamespace(training=True),
         accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x),
-        loss_type="kto",
-        calculate_KL=True,
+        loss_type=loss_type,
+        calculate_KL=loss_type == "kto",
         precompute_ref_logps=True,
         aux_loss_enabled=False,
         _compute_kl_logps=lambda *_: kl_ratios,
@@ -229,6 +229,22 @@ def test_kto_equals_trl_on_the_unpaired_examples(kl, weights, token_logps, refer
     assert log["kl"][0] == pytest.approx(max(0.0, sum(kl) / 3))
     assert_same(output.losses_N.mean(), expected, token_logps)
     assert output.rejected_rewards_P.mean().item() == pytest.approx(log["rewards/rejected"][0], rel=1e-6)
+
+
+@pytest.mark.parametrize("good", [1, PAIRS])
+def test_apo_zero_unpaired_equals_trl_on_the_unpaired_examples(good, token_logps, reference_sums):
+    token_logps.requires_grad_()
+    options = {"desirable_weight": 1.3, "undesirable_weight": 0.4, "beta": 0.4}
+    labels = torch.arange(2 * PAIRS) < good
+    policy, reference = (
+        LogProbs(sums[labels], sums[~labels], LENGTHS[labels], LENGTHS[~labels])
+        for sums in (token_logps.sum(1), reference_sums)
+    )
+    output = losses.apo_zero_unpaired(policy, reference, **options)
+    nothing = torch.zeros(1, dtype=torch.float64)
+    expected, log = trl_kto(token_logps, reference_sums, labels, nothing, "apo_zero_unpaired", **options)
+    assert_same(output.losses_N.mean(), expected, token_logps)
+    assert output.chosen_rewards_P.mean().item() == pytest.approx(log["rewards/chosen"][0], rel=1e-6)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
@@ -541,7 +557,7 @@ def test_extreme_margins_stay_finite():
     zero, one = torch.zeros(2), torch.ones(2)
     reference = LogProbs(zero, zero, one, one)
     extra = {"bco_pair": [None], "kto": [torch.tensor([1e4, 3.0])], "plackett_luce": [torch.arange(4).reshape(2, 2)]}
-    for name in [*OF_TRL, "aot", "aot_unpaired", *extra]:
+    for name in [*OF_TRL, "aot", "aot_unpaired", "apo_zero_unpaired", *extra]:
         output = getattr(losses, name)(LogProbs(chosen, zero, one, one), reference, *extra.get(name, []), beta=1.0)
         (grad,) = torch.autograd.grad(output[0].sum(), chosen)
         assert output[0].isfinite().all()

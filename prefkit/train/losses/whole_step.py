@@ -87,6 +87,27 @@ def kto(
     return StepOutput(torch.cat([desirable_P, undesirable_P]), *rewards(beta, chosen_P, rejected_P))
 
 
+def apo_zero_unpaired(
+    policy: LogProbs,
+    reference: LogProbs,
+    *,
+    beta: Positive = 0.1,
+    desirable_weight: NotNegative = 1.0,
+    undesirable_weight: NotNegative = 1.0,
+) -> StepOutput:
+    """APO-zero without pairs: each answer by itself against the reference alone, good ones up and bad ones down.
+
+    ``w_d (1 - sigmoid(beta c))`` of a desirable answer, ``w_u sigmoid(beta r)`` of an undesirable one
+
+    D'Oosterlinck et al. 2024 (arXiv:2408.06266), in the form of TRL's KTOTrainer: `kto` without the estimate ``z``, so
+    no answers under foreign prompts are computed.
+    """
+    chosen_P, rejected_P = log_ratios(policy, reference)
+    desirable_P = desirable_weight * (-beta * chosen_P).sigmoid()
+    undesirable_P = undesirable_weight * (beta * rejected_P).sigmoid()
+    return StepOutput(torch.cat([desirable_P, undesirable_P]), *rewards(beta, chosen_P, rejected_P))
+
+
 def plackett_luce(policy: LogProbs, reference: LogProbs, answers_P2: Tensor, *, beta: Positive = 0.1) -> StepOutput:
     """Plackett-Luce DPO: each answer of a ranking is the best of itself and all that rank below it.
 
