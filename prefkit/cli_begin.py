@@ -87,8 +87,14 @@ def _init(given: argparse.Namespace) -> int:
     print(f"{reading.source}: {recognise.first_line(reading.source)}")
     if reading.options:
         print("Columns: " + ", ".join(f"{name} = {value!r}" for name, value in reading.options.items()))
+    if reading.makes_labels:
+        print(f"Prompts with answers of both labels: {reading.compared}. So the file makes labels, as KTO takes them.")
+    elif not reading.compared:
+        print(
+            "No prompt among these rows has answers of different scores, as pairs need. Labels do not: docs/formats.md."
+        )
     recipe, model = given.recipe, given.model
-    if asks and not recipe:
+    if asks and not recipe and not reading.makes_labels:
         recipe = _choose("Train as well? A recipe", config.recipes(), may_be_none=True)
         model = _ask("Model (Enter: that of the recipe)") if recipe else None
     paths = _paths(names, given.out)

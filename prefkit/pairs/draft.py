@@ -53,12 +53,16 @@ max_characters = 20_000
 [build.dedupe]
 {dedupe}
 
-[build.binarize]
-use = "best_vs_worst"           # or "all_pairs", "best_vs_random": docs/formats.md
+{makes}
 
 [build.split]
 test = 0.05
 """
+PAIRS = """[build.binarize]
+use = "best_vs_worst"           # or "all_pairs", "best_vs_random": docs/formats.md"""
+LABELS = """[build.labels]                  # each answer by itself, for KTO; [build.binarize] in its place makes pairs
+desirable_at_least = 1          # true
+undesirable_at_most = 0         # false"""
 ONE_ANSWER_A_ROW = 'on_duplicate = "merge"          # the answers to a prompt may stand in rows of their own'
 ALL_ANSWERS_A_ROW = "threshold = 0.7                 # Jaccard similarity of word 5-grams"
 CHECK = "# Look at a few pairs and rejects before you trust them: prefkit report DATA --open"
@@ -79,6 +83,11 @@ def write(
     Its inputs are `shown` to people so, and found at `paths` from there; where no path may stand in a file, they have
     to be `given` to each build.
     """
+    if recipe and reading.makes_labels:
+        raise UsageError(
+            f"--recipe {recipe}: it trains on pairs, and these rows make labels, since few answers have another to be "
+            "paired with. Leave it out; `prefkit train kto` trains on labels."
+        )
     own = reading.source in ANY_TABLE or ":" in reading.source
     entry = _table(reading, paths) if own else _known(reading, paths)
     head = [
@@ -116,7 +125,8 @@ def _table(reading: Reading, paths: Sequence[str]) -> str:
         means = SHARED_PROMPT if option == "prompt" and value == "" else MEANS.get(option, "")
         lines.append(f"{option} = {_toml(value)}".ljust(30) + (f"  # {means}" if means else ""))
     apart = reading.source != "pairs" and "completions" not in reading.options
-    rest = REST.format(dedupe=ONE_ANSWER_A_ROW if apart else ALL_ANSWERS_A_ROW)
+    makes = LABELS if reading.makes_labels else PAIRS
+    rest = REST.format(dedupe=ONE_ANSWER_A_ROW if apart else ALL_ANSWERS_A_ROW, makes=makes)
     return "\n".join(line.rstrip() for line in lines) + "\n" + rest
 
 

@@ -20,6 +20,7 @@ from prefkit.errors import UsageError, did_you_mean
 from prefkit.pairs import inputs, names, sources
 from prefkit.pairs.decode import Decoded, decode, tables_of
 from prefkit.pairs.inputs import RawFile, RawRow
+from prefkit.pairs.records import Completion, Message
 
 ROWS = 200  # of each file that are looked at
 FILES = 20  # that are looked at
@@ -36,13 +37,22 @@ MAPPINGS = 200  # of columns that are tried at most
 
 
 class Reading(NamedTuple):
-    """How a source reads the first rows: `used` of `rows` give answers with a score, the others fall as `fallen`."""
+    """How a source reads the first rows: `used` of `rows` give answers with a score, the others fall as `fallen`.
+
+    `compared` are the prompts with answers of different scores: what pairs are made of.
+    """
 
     source: str
     options: dict[str, Any]
     used: int
     rows: int
     fallen: Counter[str]
+    compared: int
+
+    @property
+    def makes_labels(self) -> bool:
+        """Whether answers have labels, and most of them no other to be paired with: for KTO, which needs no pairs."""
+        return self.source == "unpaired" and 4 * self.compared < self.used
 
     @property
     def reasons(self) -> str:
@@ -81,8 +91,9 @@ def recognise(files: Sequence[RawFile], source: str | None, options: Mapping[str
                 "the files of one format at a time. If they belong together, put both [[build.inputs]] into one file."
             )
     falls = sum((reading.fallen for reading in readings.values()), Counter[str]())
-    used, rows = (sum(column) for column in zip(*((r.used, r.rows) for r in readings.values()), strict=True))
-    return Reading(first[1].source, first[1].options, used, rows, falls)
+    counts = ((r.used, r.rows, r.compared) for r in readings.values())
+    used, rows, compared = (sum(column) for column in zip(*counts, strict=True))
+    return Reading(first[1].source, first[1].options, used, rows, falls, compared)
 
 
 def of_rows(rows: Iterable[RawRow], file: RawFile, source: str | None, options: Mapping[str, Any]) -> Reading:
@@ -135,23 +146,28 @@ def _read(rows: Sequence[RawRow], file: RawFile, source: str, options: Mapping[s
     call = resolve.check(resolve.find(source, HOME, "--source"), options, f"--option for {source}")
     fallen: Counter[str] = Counter()
     used = 0
+    scores: dict[tuple[Message, ...], set[float]] = {}
     for decoded in decode(rows, call, file.name):
-        reasons = _faults(decoded)
-        used += not reasons
-        fallen.update(reasons[:1])
-    return Reading(source, dict(options), used, len(rows), fallen)
+        whole = decoded.bad is None and not decoded.found  # its answer stands with that of another row
+        for rated in decoded.found:
+            good = [answer.score for answer in rated.completions if answer.score is not None and _is_whole(answer)]
+            scores.setdefault(tuple(rated.prompt), set()).update(good)
+            whole |= bool(good)
+        used += whole
+        fallen.update([] if whole else [_fault(decoded)])
+    return Reading(source, dict(options), used, len(rows), fallen, sum(len(given) > 1 for given in scores.values()))
 
 
-def _faults(decoded: Decoded) -> list[str]:
-    """Why a row gives no answer with a score; nothing if it gives one."""
+def _is_whole(answer: Completion) -> bool:
+    return answer.reject is None and answer.response is not None and bool(answer.response.strip())
+
+
+def _fault(decoded: Decoded) -> str:
+    """Why a row gives no answer with a score."""
     if decoded.bad is not None:
-        return [decoded.bad.reason]
-    answers = [answer for rated in decoded.found for answer in rated.completions]
-    if any(
-        answer.reject is None and answer.score is not None and (answer.response or "").strip() for answer in answers
-    ):
-        return []
-    return [answer.reject or ("no_score" if answer.response else "no_response") for answer in answers]
+        return decoded.bad.reason
+    answer = decoded.found[0].completions[0]
+    return answer.reject or ("no_score" if answer.response else "no_response")
 
 
 def _mappings(source: str, tables: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -92,8 +92,6 @@ def test_every_format_is_recognised_and_its_file_builds_pairs(
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(real_data: Path, tmp_path: Path, name: str) -> None:
     assert init(tmp_path / "my.toml", real_data / name)["use"] == REAL[name]
-    if REAL[name] == "unpaired":
-        return  # no two of its answers are to one prompt
     record = build_pairs(load_pipeline(tmp_path / "my.toml"), tmp_path / "data", limit=60)
     assert record.rows("train") + record.rows("test") > 0
 
@@ -155,6 +153,22 @@ def test_paths_are_relative_to_the_file_as_the_inputs_were_to_here(
 def test_columns_of_ones_own(row: dict[str, Any], options: dict[str, Any], tmp_path: Path) -> None:
     entry = init(tmp_path / "my.toml", jsonl(tmp_path / "rows.jsonl", [row] * 3))
     assert options.items() <= entry.items()
+
+
+def test_labels_where_nothing_can_be_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"{n}?", "completion": f"answer {n}", "label": n % 2 == 0} for n in range(6)]
+    init(tmp_path / "my.toml", jsonl(tmp_path / "labels.jsonl", rows))
+    assert "as KTO takes them" in capsys.readouterr().out
+    record = built(tmp_path / "my.toml")
+    assert (record.kind, record.rows("train")) == ("labels", 6)
+    message = fails(capsys, 2, "init", tmp_path / "labels.jsonl", "--out", tmp_path / "x.toml", "--recipe", "laptop")
+    assert "it trains on pairs" in message
+    both = [*rows, *({**row, "completion": "other", "label": not row["label"]} for row in rows)]
+    init(tmp_path / "pairs.toml", jsonl(tmp_path / "both.jsonl", both))
+    assert "labels" not in tomllib.loads((tmp_path / "pairs.toml").read_text())["build"]
+    lone = [{"prompt": f"{n}?", "response": "a", "score": n} for n in range(3)]
+    init(tmp_path / "lone.toml", jsonl(tmp_path / "lone.jsonl", lone))
+    assert "No prompt among these rows has answers of different scores" in capsys.readouterr().out
 
 
 def test_what_it_cannot_tell_it_says_with_the_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
