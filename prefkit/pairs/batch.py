@@ -6,7 +6,7 @@ from flat lists, which is several times faster than from dicts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +14,11 @@ import polars as pl
 import pyarrow as pa
 
 from prefkit import schema
-from prefkit.pairs import tables
+from prefkit.pairs.canonical import canonical_texts, identities
 from prefkit.pairs.decode import Decoded
-from prefkit.pairs.records import Aspects, Rated
+from prefkit.pairs.packed import Packed
+from prefkit.pairs.records import Aspects, BadRow, Rated
 from prefkit.pairs.scores import weigh
-from prefkit.pairs.text import identity
 
 # `group` numbers the prompts of a part in input order. An answer's prompt is the one of its group.
 PROMPTS = pa.schema(
@@ -40,7 +40,7 @@ ANSWERS = pa.schema(
     ]
 )
 
-LANGUAGE = pa.struct([("lang", pa.large_string()), ("prob", pa.float32())])
+LANGUAGES = pl.List(pl.Struct({"lang": pl.String, "prob": pl.Float32}))
 
 
 class Tables(NamedTuple):
@@ -70,8 +70,8 @@ def collect(
         for rated in found:
             batch.add(rated, row.number)
         if bad is not None:
-            batch.reject(bad.reason, row.number, bad.detail, raw=row.text or None)
-    return Tables(batch.prompts(first_group), batch.answers(first_group), [batch.rejected()], rows, batch.count)
+            batch.reject(bad, row.number, row.text)
+    return batch.tables(first_group, rows)
 
 
 _NO_ASPECTS: Aspects = ()
@@ -84,23 +84,22 @@ class _Columns:
         self.keep_aspects = keep_aspects
         self.fold_case = fold_case
         self.count = 0
-        self._prompts: list[tuple[str, str, str, bool, int, int]] = []
+        self._prompts: list[tuple[str, bool, int, int]] = []
         self._turns: list[tuple[str, str]] = []
         self._answers: list[tuple[int, int, str | None, str | None, float | None, int, int]] = []
         self._aspects: list[tuple[str, float]] = []
-        self._rejects: list[dict[str, Any]] = []
+        self._rejects: list[tuple[str, int, str | None, int | None, int | None, bytes | None]] = []
 
     def add(self, rated: Rated, row: int) -> None:
         """One prompt of raw row `row`, with its completions."""
         at = len(self._prompts)
-        prompt_id, canonical = identity(rated.prompt, self.fold_case)
         self._turns += rated.prompt
-        self._prompts.append((prompt_id, canonical, rated.source, rated.absolute, row, len(rated.prompt)))
+        self._prompts.append((rated.source, rated.absolute, row, len(rated.prompt)))
         self.count += len(rated.completions)
         for answer in rated.completions:
             stands = row if answer.row is None else answer.row
             if answer.reject:
-                self.reject(answer.reject, stands, answer.detail, completion_index=answer.index, prompt_id=prompt_id)
+                self._rejects.append((answer.reject, stands, answer.detail, answer.index, at, None))
                 continue
             score, aspects = answer.score, _NO_ASPECTS
             if self.keep_aspects or self.weights is not None:
@@ -112,70 +111,93 @@ class _Columns:
             count = len(aspects) if self.keep_aspects else 0
             self._answers.append((at, answer.index, answer.response, answer.model, score, stands, count))
 
-    def reject(self, reason: str, row: int, detail: str | None, **rest: Any) -> None:
-        """A raw row, or one completion of it, that its source refused."""
-        self._rejects.append(
-            {"stage": "read", "reason": reason, "origin_file": self.file, "origin_row": row, "detail": detail} | rest
-        )
+    def reject(self, bad: BadRow, row: int, text: bytes) -> None:
+        """A raw row that its source refused."""
+        self._rejects.append((bad.reason, row, bad.detail, None, None, text or None))
 
-    def prompts(self, first_group: int) -> pl.DataFrame:
-        identities, canonical, sources, absolute, rows, turns = _transposed(self._prompts, 6)
+    def tables(self, first_group: int, rows: int) -> Tables:
+        """All that was added, as tables."""
+        prompts = self._prompt_table(first_group)
+        rejects = self._reject_table(prompts["prompt_id"])
+        return Tables(prompts, self._answer_table(first_group), [rejects], rows, self.count)
+
+    def _prompt_table(self, first_group: int) -> pl.DataFrame:
+        sources, absolute, rows, turns = _transposed(self._prompts, 4)
         roles, contents = _transposed(self._turns, 2)
-        messages = pa.StructArray.from_arrays([_texts(roles), _texts(contents)], ["role", "content"])
-        nothing = pa.nulls(len(identities), pa.large_string())
-        return _frame(
-            group=pa.array(np.arange(first_group, first_group + len(identities))),
-            absolute=pa.array(absolute, pa.bool_()),
-            prompt_id=_texts(identities),
-            source=_texts(sources),
-            prompt=pa.LargeListArray.from_arrays(_offsets(turns), messages),
-            origin_file=_constant(self.file, len(identities)),
-            origin_row=pa.array(rows, pa.int64()),
-            lang=nothing,
-            lang_prob=nothing.cast(pa.float32()),
-            langs=pa.nulls(len(identities), pa.large_list(LANGUAGE)),
-            canonical=_texts(canonical),
+        texts = _texts(contents)
+        plain = canonical_texts(Packed.of_column(texts), self.fold_case)
+        ids, canonical = identities(roles, plain, turns)
+        messages = pa.StructArray.from_arrays([_texts(roles).to_arrow(), texts.to_arrow()], ["role", "content"])
+        count = len(ids)
+        return pl.DataFrame(
+            {
+                "group": np.arange(first_group, first_group + count),
+                "absolute": pl.Series(absolute, dtype=pl.Boolean),
+                "prompt_id": _texts(ids),
+                "source": _texts(sources),
+                "prompt": pl.from_arrow(pa.LargeListArray.from_arrays(_offsets(turns), messages)),
+                "origin_file": _nothing(pl.String, count).fill_null(self.file),
+                "origin_row": pl.Series(rows, dtype=pl.Int64),
+                "lang": _nothing(pl.String, count),
+                "lang_prob": _nothing(pl.Float32, count),
+                "langs": _nothing(LANGUAGES, count),
+                "canonical": canonical.column(),
+            }
         )
 
-    def answers(self, first_group: int) -> pl.DataFrame:
+    def _answer_table(self, first_group: int) -> pl.DataFrame:
         at, indices, responses, models, scores, rows, counts = _transposed(self._answers, 7)
         names, values = _transposed(self._aspects, 2)
-        aspects = pa.StructArray.from_arrays([_texts(names), pa.array(values, pa.float64())], ["name", "score"])
-        nothing = pa.nulls(len(at), pa.large_string())
+        aspects = [_texts(names).to_arrow(), pl.Series(values, dtype=pl.Float64).to_arrow()]
+        lists = pa.LargeListArray.from_arrays(
+            _offsets(counts), pa.StructArray.from_arrays(aspects, ["name", "score"])
+        )
         prompts = np.array(at, np.int64)
-        return _frame(
-            group=pa.array(prompts + first_group),
-            at=pa.array(prompts.astype(np.uint32)),
-            completion_index=pa.array(indices, pa.int32()),
-            response=_texts(responses),
-            model=_texts(models),
-            score=pa.array(scores, pa.float64()),
-            aspects=pa.LargeListArray.from_arrays(_offsets(counts), aspects),
-            origin_file=_constant(self.file, len(at)),
-            origin_row=pa.array(rows, pa.int64()),
-            response_lang=nothing,
-            response_lang_prob=nothing.cast(pa.float32()),
+        return pl.DataFrame(
+            {
+                "group": prompts + first_group,
+                "at": prompts.astype(np.uint32),
+                "completion_index": pl.Series(indices, dtype=pl.Int32),
+                "response": _texts(responses),
+                "model": _texts(models),
+                "score": pl.Series(scores, dtype=pl.Float64, strict=False),
+                "aspects": pl.from_arrow(lists),
+                "origin_file": _nothing(pl.String, len(at)).fill_null(self.file),
+                "origin_row": pl.Series(rows, dtype=pl.Int64),
+                "response_lang": _nothing(pl.String, len(at)),
+                "response_lang_prob": _nothing(pl.Float32, len(at)),
+            }
         )
 
-    def rejected(self) -> pl.DataFrame:
-        return tables.frame(pa.Table.from_pylist(self._rejects, schema=schema.REJECTS))
+    def _reject_table(self, prompt_ids: pl.Series) -> pl.DataFrame:
+        """Rows and answers that their source refused; an answer's prompt is the `at`-th."""
+        reasons, rows, details, indices, at, raw = _transposed(self._rejects, 6)
+        found = {
+            "stage": _nothing(pl.String, len(rows)).fill_null("read"),
+            "reason": _texts(reasons),
+            "origin_file": _nothing(pl.String, len(rows)).fill_null(self.file),
+            "origin_row": pl.Series(rows, dtype=pl.Int64),
+            "completion_index": pl.Series(indices, dtype=pl.Int32),
+            "prompt_id": prompt_ids.gather(pl.Series(at, dtype=pl.UInt32)),
+            "cluster_id": _nothing(pl.String, len(rows)),
+            "detail": _texts(details),
+            "raw": pl.Series(raw, dtype=pl.Binary),
+        }
+        return pl.DataFrame(found)[schema.REJECTS.names]
 
 
 def _transposed(rows: list[Any], width: int) -> list[Any]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
 
 
-def _texts(values: Any) -> pa.Array:
-    return pa.array(values, pa.large_string())
+# polars builds columns from Python's values several times faster than Arrow does.
+def _texts(values: Sequence[str | None]) -> pl.Series:
+    return pl.Series(values, dtype=pl.String)
 
 
-def _constant(text: str, count: int) -> pa.Array:
-    return pa.repeat(pa.scalar(text, pa.large_string()), count)
+def _nothing(kind: pl.DataType | type[pl.DataType], count: int) -> pl.Series:
+    return pl.repeat(None, count, dtype=kind, eager=True)
 
 
-def _offsets(counts: Any) -> pa.Array:
+def _offsets(counts: Sequence[int]) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64))
-
-
-def _frame(**columns: pa.Array) -> pl.DataFrame:
-    return tables.frame(pa.table(columns))

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prefkit.pairs.compiled import compiled
+from prefkit.pairs.packed import Packed
 
 MAGIC, VERSION = 793712314, 12
 HIERARCHICAL_SOFTMAX, SUPERVISED = 1, 3
@@ -49,18 +50,17 @@ class Classifier(NamedTuple):
     shortest: int  # characters of an n-gram
     longest: int
 
-    def predict(self, lines: Sequence[str], k: int) -> list[list[tuple[float, str]]]:
-        """The `k` best labels of each line with their probabilities, best first, as the library's `predict` gives them.
+    def predict(self, lines: Packed, characters: int, k: int) -> list[list[tuple[float, str]]]:
+        """The `k` best labels of each line with their probabilities, best first, as the library's `predict` gives them
+        for its first `characters` characters.
 
-        Words end at ASCII's white space, newlines included; a line without words has no labels.
+        Words end at white space, newlines included, which for the library must be spaces; a line without words has no
+        labels.
         """
-        encoded = [line.encode() for line in lines]
-        starts = np.zeros(len(lines) + 1, np.int64)
-        np.cumsum([len(data) for data in encoded], out=starts[1:])
-        data = np.frombuffer(b"".join(encoded), np.uint8)
-        scores = np.empty((len(lines), k), np.float32)
-        found = np.empty((len(lines), k), np.int32)
-        _predict(data, starts, *self[1:], scores, found)
+        count = len(lines.ends) - 1
+        scores = np.empty((count, k), np.float32)
+        found = np.empty((count, k), np.int32)
+        _predict(lines.data, lines.ends, characters, *self[1:], scores, found)
         return [
             [(one, self.labels[label]) for one, label in zip(*row, strict=True) if label >= 0]
             for row in zip(scores.tolist(), found.tolist(), strict=True)
@@ -233,9 +233,55 @@ def _add_ngrams(hidden: Any, word: Any, vectors: Any, rows: Any, kept: Any, shor
 
 
 @compiled
-def _is_space(byte: Any) -> Any:
-    """What ends a word for the library (and NUL does), or for Python's `str.split` within ASCII."""
-    return byte <= 32 and (byte == 32 or 9 <= byte <= 13 or byte >= 28 or byte == 0)
+def _space(data: Any, at: Any) -> Any:
+    """How many bytes of white space begin at a byte: 0, or those of one character that ends a word for the library
+    (as NUL does) or for Python's `str.split`."""
+    one = data[at]
+    if one <= 32:
+        return int(one == 32 or 9 <= one <= 13 or one >= 28 or one == 0)
+    if one < 0xC2 or one > 0xE3:
+        return 0
+    two = data[at + 1]
+    if one == 0xC2:
+        return 2 if two == 0x85 or two == 0xA0 else 0
+    if one == 0xE1:
+        return 3 if two == 0x9A and data[at + 2] == 0x80 else 0
+    if one == 0xE2:
+        three = data[at + 2]
+        general = two == 0x80 and (three <= 0x8A or three == 0xA8 or three == 0xA9 or three == 0xAF)
+        return 3 if general or (two == 0x81 and three == 0x9F) else 0
+    return 3 if one == 0xE3 and two == 0x80 and data[at + 2] == 0x80 else 0
+
+
+@compiled
+def _skip_space(data: Any, at: int, end: int) -> int:
+    while at < end:
+        width = _space(data, at)
+        if width == 0:
+            break
+        at += width
+    return at
+
+
+@compiled
+def _word_end(data: Any, at: int, end: int) -> int:
+    while at < end and _space(data, at) == 0:
+        at += 1
+    return at
+
+
+@compiled
+def _cut(data: Any, at: int, end: int, characters: int) -> int:
+    """Where the first `characters` characters end."""
+    if end - at <= characters:
+        return end
+    count = 0
+    while at < end:
+        count += data[at] & 0xC0 != 0x80
+        if count > characters:
+            break
+        at += 1
+    return at
 
 
 @compiled
@@ -259,17 +305,14 @@ def _hide(
 
     0 where the line has no words. `word` is scratch for a word in its brackets.
     """
-    at = start
-    while at < end and _is_space(data[at]):
-        at += 1
+    at = _skip_space(data, start, end)
     if at == end:
         return 0
     added = 0
     while at < end:
         first = at
-        while at < end and not _is_space(data[at]):
-            at += 1
-        if at > first and not _is_label(data, first, at):
+        at = _word_end(data, first, end)
+        if not _is_label(data, first, at):
             known = _find(data, first, at, words, text, ends)
             if known >= 0:
                 _add(hidden, vectors[known])
@@ -282,7 +325,7 @@ def _hide(
                 added += _add_ngrams(hidden, found, vectors, rows, kept, shortest, longest)
             if known == end_of_line and known >= 0:
                 return added
-        at += 1
+        at = _skip_space(data, at, end)
     if end_of_line >= 0:
         _add(hidden, vectors[end_of_line])
         added += 1
@@ -333,20 +376,21 @@ def _best(hidden: Any, nodes: Any, children: Any, scores: Any, found: Any, pendi
 
 @compiled
 def _predict(
-    data: Any, starts: Any, vectors: Any, nodes: Any, children: Any, rows: Any, kept: Any, words: Any, text: Any,
-    ends: Any, shortest: int, longest: int, scores: Any, found: Any,
+    data: Any, starts: Any, characters: int, vectors: Any, nodes: Any, children: Any, rows: Any, kept: Any,
+    words: Any, text: Any, ends: Any, shortest: int, longest: int, scores: Any, found: Any,
 ) -> None:  # fmt: skip
     end_of_line = _find(np.array([60, 47, 115, 62], np.uint8), 0, 4, words, text, ends)
     longest_line = 0
     for line in range(len(starts) - 1):
         longest_line = max(longest_line, starts[line + 1] - starts[line])
-    word = np.empty(longest_line + 2, np.uint8)
+    word = np.empty(min(longest_line, 4 * characters) + 2, np.uint8)
     hidden = np.empty(vectors.shape[1], np.float32)
     pending, pending_scores = np.empty(len(children), np.int64), np.empty(len(children), np.float32)
     for line in range(len(starts) - 1):
         hidden[:] = 0
+        end = _cut(data, starts[line], starts[line + 1], characters)
         added = _hide(
-            data, starts[line], starts[line + 1], hidden, word, vectors, rows, kept, words, text, ends,
+            data, starts[line], end, hidden, word, vectors, rows, kept, words, text, ends,
             shortest, longest, end_of_line,
         )  # fmt: skip
         if added == 0:

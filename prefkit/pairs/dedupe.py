@@ -221,9 +221,6 @@ def clusters(folder: Path, edges: Sequence[Path], buckets: Sequence[Path], count
     A representative is its own twin. joined.npy [joints, 2] are the representatives of clusters that hold several old
     ones, with that of each of these.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     ends = np.concatenate([np.empty((0, 2), np.int64), *(np.load(task / "edges.npy") for task in edges)])
     weights = np.concatenate([np.empty(0, np.float32), *(np.load(task / "similarity.npy") for task in edges)])
     old_members = np.unique(ends[ends < sum(counts[:old])])
@@ -231,8 +228,7 @@ def clusters(folder: Path, edges: Sequence[Path], buckets: Sequence[Path], count
     members, flat = np.unique(np.concatenate([ends, np.stack([old_members, heads], axis=1)]), return_inverse=True)
     joints, local = flat.reshape(-1, 2), flat.reshape(-1, 2)[: len(ends)]
     ordinals = look_up(members, "ordinals", buckets, counts)
-    graph = coo_array((np.ones(len(joints), np.int8), (joints[:, 0], joints[:, 1])), shape=(len(members),) * 2)
-    labels = connected_components(graph, directed=False)[1] if len(members) else np.empty(0, np.int64)
+    labels = minhash.components(joints, len(members))
     in_order = np.argsort(ordinals, kind="stable")
     first = np.full(len(members), -1, np.int64)
     first[labels[in_order[::-1]]] = in_order[::-1]  # the earliest is written last and stays

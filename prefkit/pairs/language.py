@@ -23,6 +23,7 @@ from pydantic import Field
 
 from prefkit.errors import UsageError
 from prefkit.pairs import classifier
+from prefkit.pairs.packed import Packed
 
 SHIPPED = "lid.176.ftz"
 UNDETERMINED = "und"  # ISO 639-2: a text whose language is not known
@@ -43,7 +44,7 @@ class Tags(NamedTuple):
 
 
 def language(
-    texts: Sequence[str],
+    texts: Sequence[str] | Packed,
     *,
     model: str = SHIPPED,
     characters: Positive = 500,
@@ -58,7 +59,8 @@ def language(
     `responses` is for the build, which then has answers tagged as well as prompts; it changes nothing here.
     """
     result = Tags([], [], [])
-    for found in _load(model)([text[:characters] for text in texts], k):
+    packed = texts if isinstance(texts, Packed) else Packed.of(texts)
+    for found in _load(model)(packed, characters, k):
         best = [(label.removeprefix("__label__"), min(probability, 1.0)) for probability, label in found]
         tag, probability = best[0] if best else (None, None)
         unsure = probability is not None and probability < unsure_below
@@ -83,21 +85,16 @@ def _shipped() -> Path:
     return Path(package.submodule_search_locations[0]) / "resources" / SHIPPED
 
 
-Predict = Callable[[Sequence[str], int], list[list[tuple[float, str]]]]
+Predict = Callable[[Packed, int, int], list[list[tuple[float, str]]]]
 
 
 @functools.cache
 def _load(model: str) -> Predict:
-    """A function from texts, and k, to the k best labels of each with their probabilities."""
+    """A function from texts, how many of their characters to look at, and k, to the k best labels of each with their
+    probabilities."""
     path = model_path(model)
     compiled = classifier.load(path)
-    predict = compiled.predict if compiled else _library(path)
-    return lambda texts, k: predict([_one_line(text) for text in texts], k)
-
-
-def _one_line(text: str) -> str:
-    """A text whose white space is spaces, which are all that fastText knows beyond ASCII."""
-    return text if text.isascii() else " ".join(text.split())
+    return compiled.predict if compiled else _library(path)
 
 
 def _library(path: Path) -> Predict:
@@ -108,8 +105,8 @@ def _library(path: Path) -> Predict:
     except ValueError as error:
         raise UsageError(f"[build.language] model: {path} is not a fastText model ({error}).") from error
 
-    def of_line(text: str, k: int) -> list[tuple[float, str]]:
-        line = " ".join(text.split())
+    def of_text(text: str, k: int) -> list[tuple[float, str]]:
+        line = " ".join(text.split())  # spaces are all white space that fastText knows beyond ASCII
         return predict(line + "\n", k, 0.0, "strict") if line else []
 
-    return lambda lines, k: [of_line(line, k) for line in lines]
+    return lambda texts, characters, k: [of_text(text.decode()[:characters], k) for text in texts.bytes()]

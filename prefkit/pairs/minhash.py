@@ -18,15 +18,15 @@ Compiled once per machine (a few seconds), then cached.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numba
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from prefkit.errors import UsageError
 from prefkit.pairs.compiled import compiled
+from prefkit.pairs.packed import Packed
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -38,28 +38,6 @@ _P3 = np.uint64(0x165667B19E3779F9)
 _P4 = np.uint64(0x85EBCA77C2B2AE63)
 _P5 = np.uint64(0x27D4EB2F165667C5)
 _FNV_PRIME = np.uint64(0x100000001B3)
-
-
-class Packed(NamedTuple):
-    """Texts as one run of UTF-8 bytes: text i is data[ends[i]:ends[i+1]]."""
-
-    data: npt.NDArray[np.uint8]
-    ends: I64
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> Packed:
-        encoded = [text.encode() for text in texts]
-        ends = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(data) for data in encoded], out=ends[1:])
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
-
-    @classmethod
-    def of_column(cls, texts: pl.Series) -> Packed:
-        """The buffers of a column without nulls."""
-        array = texts.to_arrow()
-        _, ends, data = array.buffers()
-        assert array.offset == 0 and not array.null_count
-        return cls(np.frombuffer(data or b"", np.uint8), np.frombuffer(ends, np.int64)[: len(array) + 1])
 
 
 def shingles(texts: Sequence[str] | Packed, ngram: int, unit: Unit = "words") -> tuple[U64, I64]:
@@ -277,6 +255,18 @@ def _root(parents: Any, node: Any) -> Any:
         parents[node] = parents[parents[node]]
         node = parents[node]
     return node
+
+
+@compiled
+def components(edges: Any, count: int) -> Any:
+    """Of each of `count` nodes, the lowest of its connected component; `edges` is [edges, 2]."""
+    parents = np.arange(count)
+    for edge in range(len(edges)):
+        one, other = _root(parents, edges[edge, 0]), _root(parents, edges[edge, 1])
+        parents[max(one, other)] = min(one, other)
+    for node in range(count):
+        parents[node] = _root(parents, node)
+    return parents
 
 
 @compiled

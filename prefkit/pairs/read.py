@@ -29,10 +29,12 @@ from prefkit import schema
 from prefkit.errors import UsageError
 from prefkit.pairs import inputs, tables
 from prefkit.pairs.batch import ANSWERS, PROMPTS, Tables, collect
+from prefkit.pairs.canonical import canonical_texts
 from prefkit.pairs.decode import Decoded, decode
 from prefkit.pairs.decontaminate import Decontamination, Index
 from prefkit.pairs.inputs import Part
 from prefkit.pairs.language import language as tag_languages
+from prefkit.pairs.packed import Packed
 from prefkit.pairs.text import canonical
 from prefkit.resolve import Call
 
@@ -166,8 +168,8 @@ def _redact(batch: Tables, how: Reading) -> Tables:
     """Without personal data, also in the text by which near-duplicates are found; ids stay those of the raw prompts."""
     assert how.redact
     prompts = how.redact.call(batch.prompts)
-    plain = [canonical(text, how.fold_case) for text in prompt_texts(prompts)]
-    prompts = prompts.with_columns(canonical=pl.Series(plain, dtype=pl.String))
+    plain = canonical_texts(Packed.of_column(prompt_texts(prompts)), how.fold_case)
+    prompts = prompts.with_columns(canonical=plain.column())
     return batch._replace(prompts=prompts, answers=how.redact.call(batch.answers))
 
 
@@ -182,14 +184,14 @@ def _tag(batch: Tables, language: Call | None) -> Tables:
     batch = batch._replace(prompts=batch.prompts.with_columns(tagged))
     if not language.options["responses"]:
         return batch
-    tags = _tags(batch.answers["response"].to_list(), language).drop("langs")
+    tags = _tags(batch.answers["response"], language).drop("langs")
     named = tags.rename({"lang": "response_lang", "lang_prob": "response_lang_prob"})
     return batch._replace(answers=batch.answers.with_columns(named))
 
 
-def _tags(texts: list[str], language: Call) -> pl.DataFrame:
+def _tags(texts: pl.Series, language: Call) -> pl.DataFrame:
     """Columns lang, lang_prob and langs."""
-    found = tag_languages(texts, **language.options)
+    found = tag_languages(Packed.of_column(texts), **language.options)
     several = language.options["k"] > 1
     best = [[{"lang": tag, "prob": prob} for tag, prob in tags] if several else None for tags in found.best]
     kinds = tables.empty(PROMPTS).select("lang", "lang_prob", "langs").schema
@@ -214,9 +216,9 @@ def _decontaminate(batch: Tables, index: Index) -> Tables:
     return batch._replace(answers=answers.filter(pl.col("why").is_null()).drop("why", "detail"))
 
 
-def prompt_texts(prompts: pl.DataFrame) -> list[str]:
+def prompt_texts(prompts: pl.DataFrame) -> pl.Series:
     """All turns of each prompt as one text."""
-    return prompts["prompt"].list.eval(pl.element().struct.field("content")).list.join(" ").to_list()
+    return prompts["prompt"].list.eval(pl.element().struct.field("content")).list.join(" ")
 
 
 @contextmanager

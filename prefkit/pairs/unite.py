@@ -26,6 +26,7 @@ import pyarrow as pa
 from prefkit import schema
 from prefkit.pairs import minhash, tables
 from prefkit.pairs.bucket import Bucket
+from prefkit.pairs.packed import Packed
 
 # The sets: `group` is the ordinal of a set's first prompt, `at` the place of the row among those of the bucket.
 SETS = pa.schema([("group", pa.int64()), ("at", pa.int64())])
@@ -194,13 +195,13 @@ def sets_of(united: Path, bucket: Bucket) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def sketch(heads: pl.DataFrame, how: Sketching) -> Sketches:
     """The sketches of some prompts."""
-    found = sketch_texts(minhash.Packed.of_column(heads["canonical"]), how)
+    found = sketch_texts(Packed.of_column(heads["canonical"]), how)
     origins = heads.select("file", "origin_row").cast(pl.Int64).to_numpy()
     return Sketches(_numbers(heads["prompt_id"]), heads["ordinal"].to_numpy(), origins, *found)
 
 
 def sketch_texts(
-    texts: Sequence[str] | minhash.Packed, how: Sketching
+    texts: Sequence[str] | Packed, how: Sketching
 ) -> tuple[minhash.U64, npt.NDArray[np.int32], minhash.U64, npt.NDArray[np.int64]]:
     """Band keys, whose they are, shingles and their spans, as in Sketches, of canonical texts."""
     hashes, offsets = minhash.shingles(texts, how.ngram, how.unit)
