@@ -190,7 +190,7 @@ def _transposed(rows: list[Any], width: int) -> list[Any]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
 
 
-# polars builds columns from Python's values several times faster than Arrow does.
+# polars builds columns from Python's values several times faster than Arrow does, which also imports pandas for that.
 def _texts(values: Sequence[str | None]) -> pl.Series:
     return pl.Series(values, dtype=pl.String)
 
@@ -200,4 +200,4 @@ def _nothing(kind: pl.DataType | type[pl.DataType], count: int) -> pl.Series:
 
 
 def _offsets(counts: Sequence[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64))
+    return pl.Series(np.cumsum([0, *counts], dtype=np.int64)).to_arrow()

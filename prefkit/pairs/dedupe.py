@@ -27,7 +27,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from prefkit.errors import UsageError
-from prefkit.pairs import minhash
+from prefkit.pairs import minhash, tables
 from prefkit.pairs.engine import RunTasks, Task, key
 from prefkit.pairs.unite import Sketching, Uniting
 
@@ -176,8 +176,8 @@ def _band(bucket: Path, band: int) -> tuple[minhash.U64, npt.NDArray[np.int32]]:
 
 
 def mapped(bucket: Path, name: str) -> npt.NDArray[Any]:
-    """An array of a bucket, memory-mapped; as a plain array, of which a slice costs a tenth of numpy's `memmap`."""
-    return np.asarray(np.load(bucket / f"{name}.npy", mmap_mode="r"))
+    """An array of a bucket, memory-mapped."""
+    return tables.array(bucket / f"{name}.npy")
 
 
 def _runs(keys: npt.NDArray[Any], prompts: minhash.I64) -> tuple[minhash.I64, minhash.I64]:

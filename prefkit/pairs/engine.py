@@ -26,8 +26,9 @@ import platform
 import secrets
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from prefkit.pairs import software
 from prefkit.pairs.engines import InThisProcess, LocalPool
 
 IN_FLIGHT = 1024
+TASKS_AHEAD = 64
 WAIT_SECONDS = 0.5
 UNFLUSHED_SECONDS = 60
 UNFLUSHED = "unflushed"  # the file in a task's folder that says so
@@ -139,6 +141,25 @@ def _see(folder: Path) -> None:
             )
         os.listdir(folder.parent)  # an NFS client asks the server again when a folder is opened
         time.sleep(0.1)
+
+
+def ahead(tasks: Iterable[Task]) -> Iterator[Task]:
+    """The same tasks, found by a thread before they are asked for: work on while the worker processes start."""
+    source = iter(tasks)
+    with ThreadPoolExecutor(1) as thread:
+        coming = deque(thread.submit(next, source, None) for _ in range(TASKS_AHEAD))
+        try:
+            while (task := _result(coming.popleft())) is not None:
+                coming.append(thread.submit(next, source, None))
+                yield task
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[Task | None]) -> Task | None:
+    while not wait([future], WAIT_SECONDS).done:
+        pass
+    return future.result()
 
 
 def perform(task: Task, *, made_with: str, flush_from: float) -> None:

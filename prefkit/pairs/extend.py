@@ -176,7 +176,7 @@ def write_sketches(
     total, first = sum(mine), sum(counts[:old])
 
     def of_all(name: str) -> Iterator[Any]:
-        return (np.load(bucket / f"{name}.npy", mmap_mode="r") for bucket in new)
+        return (dedupe.mapped(bucket, name) for bucket in new)
 
     shingles = [len(array) for array in of_all("shingles")]
     ends = np.cumsum([0, *shingles])
@@ -210,7 +210,7 @@ def _sorted_band(band: int, buckets: Sequence[Path], counts: Sequence[int]) -> I
 
 def _heads(clusters: Path, first: int, counts: Sequence[int]) -> Iterator[Any]:
     """Of each prompt, bucket by bucket, the number of the representative of its cluster: its own if it has none."""
-    members, heads = (np.load(clusters / f"{name}.npy", mmap_mode="r") for name in ("members", "representative"))
+    members, heads = (dedupe.mapped(clusters, name) for name in ("members", "representative"))
     for count in counts:
         numbers = np.arange(first, first + count)
         inside = slice(*np.searchsorted(members, [first, first + count]))

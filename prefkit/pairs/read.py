@@ -10,6 +10,7 @@ needs the prompts of a range of keys finds them as one slice of each run (`slice
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ from prefkit.resolve import Call
 BATCH_ROWS = 4000
 BATCH_BYTES = 32 << 20
 RUN_BYTES = 64 << 20
+OPEN_PARTS = 256  # with two files each; a process may open 1,024 where nothing else is said
 KEY_DIGITS = 16  # hexadecimal digits of a prompt's key
 
 # Rules that no pipeline can turn off: a pair needs answers that were given and rated.
@@ -282,19 +284,36 @@ def slices(
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Prompts and answers of a part whose key lies in [low, high), a pair of tables a run, without copying them.
 
-    `columns` are those wanted of prompts and of answers.
+    `columns` are those wanted of prompts and of answers. Ranges must be of one width, a power of two. Pages of the part
+    that an earlier range read are let go of.
     """
-    bases = [0, 0]
-    runs = json.loads((folder / "counts.json").read_text())["runs"]
-    keys = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("prompts", "answers")]
-    files = [tables.Mapped(folder / f"{name}.arrow") for name in ("prompts", "answers")]
-    for run, lengths in enumerate(runs):
-        found = []
-        for kind, length in enumerate(lengths):
-            mine = keys[kind][bases[kind] : bases[kind] + length]
-            first = int(np.searchsorted(mine, np.uint64(low)))
-            last = length if high >= 1 << 64 else int(np.searchsorted(mine, np.uint64(high)))
-            found.append(files[kind].rows(run, first, last, columns[kind]))
-            bases[kind] += length
-        if len(found[1]):
-            yield found[0], found[1]
+    part = _open_part(folder, high - low)
+    place = low // (high - low)
+    for file in part.files:
+        file.release()
+    for run, cuts in enumerate(part.cuts):
+        first, last = cuts[:, place], cuts[:, place + 1]
+        if first[1] < last[1]:
+            prompts, answers = (part.files[kind].rows(run, first[kind], last[kind], columns[kind]) for kind in range(2))
+            yield prompts, answers
+
+
+class OpenPart(NamedTuple):
+    """A finished part, opened: its files of prompts and of answers, and where ranges of keys begin in each run."""
+
+    files: tuple[tables.Mapped, tables.Mapped]
+    cuts: list[npt.NDArray[np.int64]]  # a run: [2, ranges + 1], rows of prompts and of answers
+
+
+@functools.lru_cache(maxsize=OPEN_PARTS)
+def _open_part(folder: Path, width: int) -> OpenPart:
+    """A part for ranges of `width` keys. Kept open, as each bucket asks for a range of each part."""
+    bounds = np.array(range(0, 1 << 64, width), np.uint64)
+    prompts, answers = (tables.array(folder / f"{name}.npy") for name in ("prompts", "answers"))
+    cuts, begin = [], np.zeros(2, np.int64)
+    for lengths in json.loads((folder / "counts.json").read_text())["runs"]:
+        end = begin + lengths
+        runs = (prompts[begin[0] : end[0]], answers[begin[1] : end[1]])
+        cuts.append(np.stack([[*np.searchsorted(keys, bounds), len(keys)] for keys in runs]))
+        begin = end
+    return OpenPart((tables.Mapped(folder / "prompts.arrow"), tables.Mapped(folder / "answers.arrow")), cuts)

@@ -186,9 +186,9 @@ _LONGER = {
 def _neighbours(bucket: int, among: Neighbours) -> pl.DataFrame:
     """Of each distinct prompt of the bucket: prompt_id, cluster_id, and for a near-duplicate its twin, the similarity,
     and whether it is `torn`: its cluster joins old ones of both sides of the split."""
-    ids = np.load(among.buckets[bucket] / "ids.npy")
+    ids = tables.array(among.buckets[bucket] / "ids.npy")
     first = sum(among.counts[:bucket])
-    arrays = {name: np.load(among.clusters / f"{name}.npy", mmap_mode="r") for name in CLUSTER_ARRAYS}
+    arrays = {name: tables.array(among.clusters / f"{name}.npy") for name in CLUSTER_ARRAYS}
     mine = slice(*np.searchsorted(arrays["members"], [first, first + len(ids)]))
     members, heads, twins, similarity = (np.asarray(array[mine]) for array in arrays.values())
     where = look_up(twins, "origins", among.buckets, among.counts)

@@ -64,8 +64,8 @@ def write_shard(
 
 def _slice(part: Path, test: bool, low: int, high: int) -> Iterator[pl.DataFrame]:
     """The rows of a part's rows.arrow that belong to one split and whose order lies in [low, high)."""
-    begin, end = np.searchsorted(np.load(part / "test.npy"), [test, test + 1])
-    order = np.load(part / "order.npy")[begin:end]
+    begin, end = np.searchsorted(tables.array(part / "test.npy"), [test, test + 1])
+    order = tables.array(part / "order.npy")[begin:end]
     first = begin + np.searchsorted(order, np.uint64(low))
     last = end if high == 1 << 64 else begin + np.searchsorted(order, np.uint64(high))
     yield from tables.read_rows(part / "rows.arrow", int(first), int(last))

@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from prefkit.pairs import bucket, dedupe, exclude, extend, inputs, mix, publish, software
+from prefkit.pairs import bucket, dedupe, exclude, extend, inputs, mix, publish, software, tables
 from prefkit.pairs.answers import Twins, sketch_answers
 from prefkit.pairs.bucket import Bucket, ReadPart
 from prefkit.pairs.decode import reads_whole_files
 from prefkit.pairs.decontaminate import Decontamination, write_index
-from prefkit.pairs.engine import RunTasks, Task, key
+from prefkit.pairs.engine import RunTasks, Task, ahead, key
 from prefkit.pairs.extend import Before
 from prefkit.pairs.inputs import Part, RawFile
 from prefkit.pairs.label import label_bucket
@@ -82,7 +80,7 @@ class Steps:
                     folders.append(self.work / "read" / name)
                     yield Task(folders[-1], read_part, (part, how), part.bytes)
 
-        self.run("read", tasks(), sum(inputs.size(given.file) for given in self.sources))
+        self.run("read", ahead(tasks()), sum(inputs.size(given.file) for given in self.sources))
         return folders
 
     def _reading(self, entry: Input, fold_case: bool, keep_aspects: bool) -> Reading:
@@ -250,7 +248,7 @@ class Steps:
 
 
 def _prompts(buckets: Sequence[Path]) -> list[int]:
-    return [len(np.load(folder / "ordinals.npy", mmap_mode="r")) for folder in buckets]
+    return [len(tables.array(folder / "ordinals.npy")) for folder in buckets]
 
 
 def _identity(call: Call) -> list[Any]:

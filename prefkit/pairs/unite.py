@@ -143,9 +143,9 @@ def _drop_known(
     twins: list[str | None] = [None] * len(prompts)
     mine = _numbers(prompts["prompt_id"]).view(_ID).ravel()
     for folder in known.sketches:
-        theirs = np.load(folder / "ids.npy", mmap_mode="r").view(_ID).ravel()
+        theirs = tables.array(folder / "ids.npy").view(_ID).ravel()
         first, last = (np.searchsorted(theirs, mine, side=side) for side in ("left", "right"))
-        origins = np.load(folder / "origins.npy", mmap_mode="r")
+        origins = tables.array(folder / "origins.npy")
         for number in np.flatnonzero(first < last).tolist():
             file, row = origins[first[number]]
             twins[number] = f"{known.files[file]}, row {row} of the data set before is the same prompt"
