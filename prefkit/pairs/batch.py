@@ -113,7 +113,7 @@ class _Columns:
 
     def reject(self, bad: BadRow, row: int, text: bytes) -> None:
         """A raw row that its source refused."""
-        self._rejects.append((bad.reason, row, bad.detail, None, None, text or None))
+        self._rejects.append((bad.reason, row, bad.detail, None, None, text.strip() or None))
 
     def tables(self, first_group: int, rows: int) -> Tables:
         """All that was added, as tables."""
@@ -128,21 +128,21 @@ class _Columns:
         plain = canonical_texts(Packed.of_column(texts), self.fold_case)
         ids, canonical = identities(roles, plain, turns)
         messages = pa.StructArray.from_arrays([_texts(roles).to_arrow(), texts.to_arrow()], ["role", "content"])
-        count = len(ids)
         return pl.DataFrame(
             {
-                "group": np.arange(first_group, first_group + count),
+                "group": np.arange(first_group, first_group + len(ids)),
                 "absolute": pl.Series(absolute, dtype=pl.Boolean),
                 "prompt_id": _texts(ids),
                 "source": _texts(sources),
                 "prompt": pl.from_arrow(pa.LargeListArray.from_arrays(_offsets(turns), messages)),
-                "origin_file": _nothing(pl.String, count).fill_null(self.file),
                 "origin_row": pl.Series(rows, dtype=pl.Int64),
-                "lang": _nothing(pl.String, count),
-                "lang_prob": _nothing(pl.Float32, count),
-                "langs": _nothing(LANGUAGES, count),
                 "canonical": canonical.column(),
             }
+        ).with_columns(
+            origin_file=pl.lit(self.file),
+            lang=pl.lit(None, pl.String),
+            lang_prob=pl.lit(None, pl.Float32),
+            langs=pl.lit(None, LANGUAGES),
         )
 
     def _answer_table(self, first_group: int) -> pl.DataFrame:
@@ -162,28 +162,28 @@ class _Columns:
                 "model": _texts(models),
                 "score": pl.Series(scores, dtype=pl.Float64, strict=False),
                 "aspects": pl.from_arrow(lists),
-                "origin_file": _nothing(pl.String, len(at)).fill_null(self.file),
                 "origin_row": pl.Series(rows, dtype=pl.Int64),
-                "response_lang": _nothing(pl.String, len(at)),
-                "response_lang_prob": _nothing(pl.Float32, len(at)),
             }
+        ).with_columns(
+            origin_file=pl.lit(self.file),
+            response_lang=pl.lit(None, pl.String),
+            response_lang_prob=pl.lit(None, pl.Float32),
         )
 
     def _reject_table(self, prompt_ids: pl.Series) -> pl.DataFrame:
         """Rows and answers that their source refused; an answer's prompt is the `at`-th."""
         reasons, rows, details, indices, at, raw = _transposed(self._rejects, 6)
-        found = {
-            "stage": _nothing(pl.String, len(rows)).fill_null("read"),
-            "reason": _texts(reasons),
-            "origin_file": _nothing(pl.String, len(rows)).fill_null(self.file),
-            "origin_row": pl.Series(rows, dtype=pl.Int64),
-            "completion_index": pl.Series(indices, dtype=pl.Int32),
-            "prompt_id": prompt_ids.gather(pl.Series(at, dtype=pl.UInt32)),
-            "cluster_id": _nothing(pl.String, len(rows)),
-            "detail": _texts(details),
-            "raw": pl.Series(raw, dtype=pl.Binary),
-        }
-        return pl.DataFrame(found)[schema.REJECTS.names]
+        found = pl.DataFrame(
+            {
+                "reason": _texts(reasons),
+                "origin_row": pl.Series(rows, dtype=pl.Int64),
+                "completion_index": pl.Series(indices, dtype=pl.Int32),
+                "prompt_id": prompt_ids.gather(pl.Series(at, dtype=pl.UInt32)),
+                "detail": _texts(details),
+                "raw": pl.Series(raw, dtype=pl.Binary),
+            }
+        ).with_columns(stage=pl.lit("read"), origin_file=pl.lit(self.file), cluster_id=pl.lit(None, pl.String))
+        return found.select(schema.REJECTS.names)
 
 
 def _transposed(rows: list[Any], width: int) -> list[Any]:
@@ -193,10 +193,6 @@ def _transposed(rows: list[Any], width: int) -> list[Any]:
 # polars builds columns from Python's values several times faster than Arrow does, which also imports pandas for that.
 def _texts(values: Sequence[str | None]) -> pl.Series:
     return pl.Series(values, dtype=pl.String)
-
-
-def _nothing(kind: pl.DataType | type[pl.DataType], count: int) -> pl.Series:
-    return pl.repeat(None, count, dtype=kind, eager=True)
 
 
 def _offsets(counts: Sequence[int]) -> pa.Array:

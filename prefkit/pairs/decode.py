@@ -55,6 +55,7 @@ def decode(rows: Iterable[RawRow], source: Call, file: str) -> Iterator[Decoded]
             value = parse(row)
             found = _checked(list(function(value)))
             if source.is_external:
+                _check_kinds(found)
                 _check_indices(found)
             yield Decoded(row, found, None)
         except BadRow as bad:
@@ -94,6 +95,7 @@ def _whole(
                 continue
             try:
                 _checked([item])
+                _check_kinds([item])
             except BadRow as refused:  # other prompts of these rows may be sound, so the answers fall one by one
                 fallen = [one._replace(reject=refused.reason, detail=refused.detail) for one in item.completions]
                 item = item._replace(completions=fallen)
@@ -161,18 +163,24 @@ def _with_nan(text: bytes, kind: Any, error: msgspec.DecodeError) -> Any:
 
 
 def _checked(found: list[Rated]) -> list[Rated]:
-    """What a source must yield for a row: BadRow where the row gave less, TypeError where the source is wrong."""
-    if not found or not all(rated.completions for rated in found):
+    """What a source must yield for a row: BadRow where the row gave less."""
+    if not found:
         raise BadRow("no_completions", "the row holds a prompt without completions")
     for rated in found:
-        if not any(message.content.strip() for message in rated.prompt):
+        if not rated.completions:
+            raise BadRow("no_completions", "the row holds a prompt without completions")
+        if all(not message.content or message.content.isspace() for message in rated.prompt):
             raise BadRow("empty_prompt", "the prompt has no text")
         if rated.prompt[-1].role not in ("user", "tool"):
             raise BadRow("prompt_without_question", f"the prompt ends with a turn of the {rated.prompt[-1].role}")
-        for answer in rated.completions:
-            if not isinstance(answer.score, int | float | None) or not isinstance(answer.response, str | None):
-                raise TypeError(f"a completion with score {answer.score!r} and response of {type(answer.response)}")
     return found
+
+
+def _check_kinds(found: list[Rated]) -> None:
+    """TypeError where a source from outside gives a completion that is none."""
+    for answer in (answer for rated in found for answer in rated.completions):
+        if not isinstance(answer.score, int | float | None) or not isinstance(answer.response, str | None):
+            raise TypeError(f"a completion with score {answer.score!r} and response of {type(answer.response)}")
 
 
 def _check_indices(found: list[Rated]) -> None:

@@ -75,7 +75,7 @@ class Part:
 
 
 class RawRow(NamedTuple):
-    """One row: its number, its bytes (none for Parquet), and its value where it is decoded already (Parquet, CSV).
+    """One row: its number, its bytes (none for Parquet; white space around them is not stripped), and its value where it is decoded already (Parquet, CSV).
 
     `problem` is (reason, detail) of what can be no row; its `text` then is what stands in its place.
     """
@@ -146,8 +146,8 @@ def _line_rows(part: Part) -> Iterator[RawRow]:
                     line = line[:1000]
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
-                if text := line.strip():
-                    yield RawRow(number, text, None, problem)
+                if line and not line.isspace():
+                    yield RawRow(number, line, None, problem)
                 number += 1
     except OSError as error:
         raise _cut_short(part.file, error) from error

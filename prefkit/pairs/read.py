@@ -94,17 +94,15 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
     stream = decode(inputs.rows(part), how.source, part.file.name)
     reasons: Counter[tuple[Any, ...]] = Counter()
     with writing_runs(folder) as runs, tables.even_writer(folder / "rejects.arrow", schema.REJECTS) as drop:
-        while True:
-            some = _batch(stream)
+        for first in stream:
+            some = itertools.chain([first], _batch(stream))
             batch = collect(some, part.file.name, how.weights, how.keep_aspects, how.fold_case, counts["groups"])
-            if not batch.rows:
-                break
             batch = _redact(batch, how) if how.redact else batch
             counts["rows"] += batch.rows
             counts["candidates"] += batch.candidates
             counts["groups"] += len(batch.prompts)
             batch = _judge(batch, {name: (rule, "") for name, rule in ALWAYS.items()} | early)
-            batch = _judge(_tag(batch, how.language), late)
+            batch = _judge(_tag(batch, how.language), late) if how.language else batch
             batch = _decontaminate(batch, index) if index else batch
             runs.add(batch.prompts, batch.answers)
             rejects = pl.concat(batch.rejects).sort("origin_row", "completion_index", maintain_order=True)
@@ -116,9 +114,9 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
 
 
 def _batch(stream: Iterator[Decoded]) -> Iterator[Decoded]:
-    """The next rows, up to BATCH_ROWS of them or BATCH_BYTES of text; none at the end."""
+    """The next rows, less than BATCH_ROWS of them and up to BATCH_BYTES of text; none at the end."""
     size = 0
-    for decoded in itertools.islice(stream, BATCH_ROWS):
+    for decoded in itertools.islice(stream, BATCH_ROWS - 1):
         yield decoded
         size += len(decoded.row.text)
         if size >= BATCH_BYTES:

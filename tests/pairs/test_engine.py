@@ -73,8 +73,7 @@ def test_an_error_arrives_as_it_was_raised(tmp_path: Path, workers: int, kind: t
         engine.run(tasks, executor, lambda task: None)
     assert type(caught.value) is kind
     assert str(caught.value) == "what: how to mend it."
-    assert not (tmp_path / "bad" / "x").exists()
-    assert not list(tmp_path.glob("**/*.tmp"))
+    assert not list((tmp_path / "bad").iterdir()), "others may be stopped in the middle, and are swept by the next run"
 
 
 def test_memory_that_runs_out_is_told(tmp_path: Path) -> None:

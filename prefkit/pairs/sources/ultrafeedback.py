@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from prefkit.pairs.records import BadRow, Completion, Message, Rated
+from prefkit.pairs.records import BadRow, Completion, Message, Rated, with_system
 
 
 class Annotation(msgspec.Struct):
@@ -52,13 +52,15 @@ def ultrafeedback(
     """UltraFeedback's raw rows: an instruction, and completions rated overall and by aspect."""
     if not row.completions:
         raise BadRow("no_completions", "the row lists no completions")
-    groups: dict[str | None, list[Completion]] = {}
-    for index, answer in enumerate(row.completions):
-        key = answer.custom_system_prompt if system_prompt == "keep" else None
-        groups.setdefault(key, []).append(_completion(index, answer, score, repair_tens))
-    for system, completions in groups.items():
-        prompt = [Message("system", system)] if system else []
-        yield Rated([*prompt, Message("user", row.instruction)], completions, row.source, absolute=True)
+    answers = row.completions
+    completions = [_completion(index, answer, score, repair_tens) for index, answer in enumerate(answers)]
+    if system_prompt == "drop":
+        yield Rated([Message("user", row.instruction)], completions, row.source, absolute=True)
+        return
+    for system in dict.fromkeys(answer.custom_system_prompt for answer in answers):
+        prompt = with_system(system, [Message("user", row.instruction)])
+        mine = [one for one, answer in zip(completions, answers, strict=True) if answer.custom_system_prompt == system]
+        yield Rated(prompt, mine, row.source, absolute=True)
 
 
 def _completion(index: int, answer: Answer, score: str, repair_tens: bool) -> Completion:
@@ -99,6 +101,8 @@ def _rating(annotation: Annotation | list[Annotation | None] | str | None) -> fl
 
 def _number(value: Any) -> float | None:
     """A finite number, also written as text; None for "N/A" and the like."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     return _written(value) if isinstance(value, str) else _finite(value)
 
 
