@@ -124,11 +124,12 @@ class LocalPool(Executor):
     def stop(self) -> None:
         """End the processes now, in the middle of their tasks."""
         for process in self._processes():
-            process.terminate()
+            process.kill()
 
     def go_on_with_fewer(self) -> None:
         """After a process was killed: half as many new ones, and a line on stderr. DataError where that is no help."""
         processes = self._processes()
+        self.stop()  # the pool has told them to end; one that was just starting has been seen to live on
         self.shutdown()
         if any((process.exitcode or 0) > 0 for process in processes):
             raise DataError(
