@@ -149,9 +149,7 @@ class _Columns:
         at, indices, responses, models, scores, rows, counts = _transposed(self._answers, 7)
         names, values = _transposed(self._aspects, 2)
         aspects = [_texts(names).to_arrow(), pl.Series(values, dtype=pl.Float64).to_arrow()]
-        lists = pa.LargeListArray.from_arrays(
-            _offsets(counts), pa.StructArray.from_arrays(aspects, ["name", "score"])
-        )
+        lists = pa.LargeListArray.from_arrays(_offsets(counts), pa.StructArray.from_arrays(aspects, ["name", "score"]))
         prompts = np.array(at, np.int64)
         return pl.DataFrame(
             {

@@ -23,7 +23,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,9 +188,14 @@ def write_sketches(
     _write(folder / "origins.npy", np.int64, (total, 2), of_all("origins"))
     _write(folder / "shingles.npy", np.uint64, (sum(shingles),), of_all("shingles"))
     _write(folder / "spans.npy", np.int64, (total, 2), spans)
-    for place, (name, kind) in enumerate((("band_keys", np.uint64), ("band_prompts", np.int32))):
-        pieces = (both[place] for band in range(bands) for both in _sorted_band(band, new, mine))
-        _write(folder / f"{name}.npy", kind, (bands, total), pieces)
+    with (
+        _appending(folder / "band_keys.npy", np.uint64, (bands, total)) as add_keys,
+        _appending(folder / "band_prompts.npy", np.int32, (bands, total)) as add_prompts,
+    ):
+        for band in range(bands):
+            for keys, prompts in _sorted_band(band, new, mine):
+                add_keys(keys)
+                add_prompts(prompts)
     _write(folder / "heads.npy", np.int64, (total,), _heads(clusters, first, mine))
     written = {path.name: path for path in sorted(folder.glob("*.npy"))}
     facts = {
@@ -219,12 +225,24 @@ def _heads(clusters: Path, first: int, counts: Sequence[int]) -> Iterator[Any]:
         first += count
 
 
-def _write(path: Path, kind: Any, shape: tuple[int, ...], pieces: Iterable[Any]) -> None:
-    """An .npy file from the pieces of its rows in turn."""
+@contextmanager
+def _appending(path: Path, kind: Any, shape: tuple[int, ...]) -> Iterator[Callable[[Any], None]]:
+    """An .npy file of a known shape, and the function that appends the next of its rows."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        file.writelines(np.ascontiguousarray(piece, kind).tobytes() for piece in pieces)
+
+        def append(rows: Any) -> None:
+            file.write(np.ascontiguousarray(rows, kind).data)
+
+        yield append
+
+
+def _write(path: Path, kind: Any, shape: tuple[int, ...], pieces: Iterable[Any]) -> None:
+    """An .npy file from the pieces of its rows in turn."""
+    with _appending(path, kind, shape) as append:
+        for piece in pieces:
+            append(piece)
 
 
 def bring(before: Before, out: Path) -> None:

@@ -54,3 +54,15 @@ class Packed(NamedTuple):
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     array.flags.writeable = False
     return array
+
+
+def numbers_of(ids: pl.Series) -> npt.NDArray[np.uint64]:
+    """The 128 bits of ids of 32 hexadecimal digits each, [ids, 2]."""
+    digits = Packed.of_column(ids).data.tobytes().decode()
+    return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def hexadecimal(numbers: npt.NDArray[np.uint64]) -> list[str]:
+    """The ids of which `numbers` [ids, 2] are the bits."""
+    digits = numbers.astype(">u8").tobytes().hex()
+    return [digits[at : at + 32] for at in range(0, len(digits), 32)]

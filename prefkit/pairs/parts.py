@@ -75,7 +75,8 @@ class Part:
 
 
 class RawRow(NamedTuple):
-    """One row: its number, its bytes (none for Parquet; white space around them is not stripped), and its value where it is decoded already (Parquet, CSV).
+    """One row: its number, its bytes (with white space around them; none for Parquet), and its value where it is
+    decoded already (Parquet, CSV).
 
     `problem` is (reason, detail) of what can be no row; its `text` then is what stands in its place.
     """

@@ -35,7 +35,7 @@ from prefkit.pairs.decode import Decoded, decode
 from prefkit.pairs.decontaminate import Decontamination, Index
 from prefkit.pairs.inputs import Part
 from prefkit.pairs.language import language as tag_languages
-from prefkit.pairs.packed import Packed
+from prefkit.pairs.packed import Packed, numbers_of
 from prefkit.pairs.text import canonical
 from prefkit.resolve import Call
 
@@ -43,7 +43,6 @@ BATCH_ROWS = 4000
 BATCH_BYTES = 32 << 20
 RUN_BYTES = 64 << 20
 OPEN_PARTS = 256  # with two files each; a process may open 1,024 where nothing else is said
-KEY_DIGITS = 16  # hexadecimal digits of a prompt's key
 
 # Rules that no pipeline can turn off: a pair needs answers that were given and rated.
 ALWAYS: dict[str, pl.Expr] = {
@@ -274,7 +273,7 @@ class Runs:
 
 def keys_of(prompt_ids: pl.Series) -> npt.NDArray[np.uint64]:
     """The first 64 bits of each prompt id."""
-    return np.array([int(identity[:KEY_DIGITS], 16) for identity in prompt_ids], np.uint64)
+    return numbers_of(prompt_ids)[:, 0].copy()
 
 
 def slices(

@@ -25,6 +25,7 @@ from prefkit.pairs import tables
 from prefkit.pairs.answers import Twins, fallen
 from prefkit.pairs.bucket import Bucket
 from prefkit.pairs.dedupe import look_up
+from prefkit.pairs.packed import hexadecimal
 from prefkit.pairs.read import keys_of, shown
 from prefkit.pairs.text import digest_bytes, uniform
 from prefkit.pairs.unite import SCORE_RULES, SET_RULES, sets_of
@@ -192,11 +193,11 @@ def _neighbours(bucket: int, among: Neighbours) -> pl.DataFrame:
     mine = slice(*np.searchsorted(arrays["members"], [first, first + len(ids)]))
     members, heads, twins, similarity = (np.asarray(array[mine]) for array in arrays.values())
     where = look_up(twins, "origins", among.buckets, among.counts)
-    own = _hexadecimal(ids)
+    own = hexadecimal(ids)
     found = pl.DataFrame(
         {
             "prompt_id": [own[number] for number in members - first],
-            "cluster_id": _hexadecimal(look_up(heads, "ids", among.buckets, among.counts)),
+            "cluster_id": hexadecimal(look_up(heads, "ids", among.buckets, among.counts)),
             "is_first": heads == members,
             "torn": np.isin(heads, _torn(among)),
             "similarity": similarity,
@@ -221,10 +222,6 @@ def _torn(among: Neighbours) -> npt.NDArray[np.int64]:
 
 
 CLUSTER_ARRAYS = ("members", "representative", "twin", "similarity")
-
-
-def _hexadecimal(ids: npt.NDArray[np.generic]) -> list[str]:
-    return [f"{high:016x}{low:016x}" for high, low in ids.tolist()]
 
 
 def _drop_near(

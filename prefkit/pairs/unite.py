@@ -26,7 +26,7 @@ import pyarrow as pa
 from prefkit import schema
 from prefkit.pairs import minhash, tables
 from prefkit.pairs.bucket import Bucket
-from prefkit.pairs.packed import Packed
+from prefkit.pairs.packed import Packed, numbers_of
 
 # The sets: `group` is the ordinal of a set's first prompt, `at` the place of the row among those of the bucket.
 SETS = pa.schema([("group", pa.int64()), ("at", pa.int64())])
@@ -141,7 +141,7 @@ def _drop_known(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Without the sets of prompts that the data set before has, whose pairs stay as they are."""
     twins: list[str | None] = [None] * len(prompts)
-    mine = _numbers(prompts["prompt_id"]).view(_ID).ravel()
+    mine = numbers_of(prompts["prompt_id"]).view(_ID).ravel()
     for folder in known.sketches:
         theirs = tables.array(folder / "ids.npy").view(_ID).ravel()
         first, last = (np.searchsorted(theirs, mine, side=side) for side in ("left", "right"))
@@ -158,11 +158,6 @@ def _drop_known(
 
 
 _ID = np.dtype([("high", np.uint64), ("low", np.uint64)])  # compares as the hexadecimal text does
-
-
-def _numbers(prompt_ids: pl.Series) -> npt.NDArray[np.uint64]:
-    """The 128 bits of each id, [prompts, 2]."""
-    return np.frombuffer(bytes.fromhex("".join(prompt_ids)), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def _drop_equal(
@@ -197,7 +192,7 @@ def sketch(heads: pl.DataFrame, how: Sketching) -> Sketches:
     """The sketches of some prompts."""
     found = sketch_texts(Packed.of_column(heads["canonical"]), how)
     origins = heads.select("file", "origin_row").cast(pl.Int64).to_numpy()
-    return Sketches(_numbers(heads["prompt_id"]), heads["ordinal"].to_numpy(), origins, *found)
+    return Sketches(numbers_of(heads["prompt_id"]), heads["ordinal"].to_numpy(), origins, *found)
 
 
 def sketch_texts(

@@ -1,4 +1,4 @@
-"""Canonical texts by the kernel against Python's own Unicode functions; ids and joined turns against `text.identity`."""
+"""Canonical texts by the kernel against Python's own Unicode functions; ids and joined turns against `identity`."""
 
 from __future__ import annotations
 
