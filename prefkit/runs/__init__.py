@@ -1,9 +1,9 @@
 """`prefkit report RUN`: what a run of `prefkit train` says, in one page; of several runs, side by side.
 
-    record    what RUN holds, also while the run goes on        findings  what the figures say
-    groups    which phases of several runs belong together      words     how figures are written
-    curves    which curves there are of a phase                 tables    evaluations, slices, options, identity
-    page      all of it in one file (page.css)                  watch     the page of a run that goes on, served here
+    record    what RUN holds, also while it goes on       findings  what the figures say
+    groups    which phases of runs belong together        tables    evaluations, slices, samples, options, identity
+    curves    which curves there are of a phase           page      all of it in one file (page.css)
+    watch     the page of runs that go on, served (live.js)
 
 It reads JSON and JSONL alone, with neither torch nor the model, so it answers at once and anywhere. A run of 100,000
 steps (70 MB of metrics) takes some seconds and its page 1 MB, since curves are drawn from at most 240 stretches of

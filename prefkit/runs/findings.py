@@ -9,7 +9,7 @@ import numpy as np
 
 from prefkit.page.curves import number
 from prefkit.page.document import Finding
-from prefkit.runs.groups import Group, Member, differences, flat
+from prefkit.runs.groups import Group, differences, flat
 from prefkit.runs.record import Phase, Run
 
 LAST = 20  # steps that "at the end" is a mean of, as for the alarms
@@ -283,6 +283,3 @@ def _held_out(group: Group, runs: Sequence[Run]) -> Iterator[Finding]:
     clear = best.low is not None and second.high is not None and best.low[-1] > second.high[-1]
     verdict = f"{runs[first.run].label} is ahead" if clear else "the intervals of the first two overlap"
     yield Finding(False, f"held-out reward accuracy: {said}; {verdict}.")
-
-
-__all__ = ["Member", "duration", "findings", "measured", "percent"]

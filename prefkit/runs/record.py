@@ -223,7 +223,10 @@ def _phase(
 
 
 def is_training(folder: Path) -> bool:
-    """Whether a process trains in the folder at this moment: it holds the lock for as long as it lives."""
+    """Whether a process trains in the folder at this moment: it holds the lock for as long as it lives.
+
+    To ask is to hold the lock oneself for some microseconds, in which a run that begins would be refused.
+    """
     try:
         lock = open(folder / LOCK, "rb")  # noqa: SIM115 (closed below)
     except FileNotFoundError:
