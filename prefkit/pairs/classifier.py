@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from prefkit.pairs.compiled import compiled
 from prefkit.pairs.packed import Packed
+from prefkit.pairs.spaces import cut, skip_space, word_end
 
 MAGIC, VERSION = 793712314, 12
 HIERARCHICAL_SOFTMAX, SUPERVISED = 1, 3
@@ -233,58 +234,6 @@ def _add_ngrams(hidden: Any, word: Any, vectors: Any, rows: Any, kept: Any, shor
 
 
 @compiled
-def _space(data: Any, at: Any) -> Any:
-    """How many bytes of white space begin at a byte: 0, or those of one character that ends a word for the library
-    (as NUL does) or for Python's `str.split`."""
-    one = data[at]
-    if one <= 32:
-        return int(one == 32 or 9 <= one <= 13 or one >= 28 or one == 0)
-    if one < 0xC2 or one > 0xE3:
-        return 0
-    two = data[at + 1]
-    if one == 0xC2:
-        return 2 if two == 0x85 or two == 0xA0 else 0
-    if one == 0xE1:
-        return 3 if two == 0x9A and data[at + 2] == 0x80 else 0
-    if one == 0xE2:
-        three = data[at + 2]
-        general = two == 0x80 and (three <= 0x8A or three == 0xA8 or three == 0xA9 or three == 0xAF)
-        return 3 if general or (two == 0x81 and three == 0x9F) else 0
-    return 3 if one == 0xE3 and two == 0x80 and data[at + 2] == 0x80 else 0
-
-
-@compiled
-def _skip_space(data: Any, at: int, end: int) -> int:
-    while at < end:
-        width = _space(data, at)
-        if width == 0:
-            break
-        at += width
-    return at
-
-
-@compiled
-def _word_end(data: Any, at: int, end: int) -> int:
-    while at < end and _space(data, at) == 0:
-        at += 1
-    return at
-
-
-@compiled
-def _cut(data: Any, at: int, end: int, characters: int) -> int:
-    """Where the first `characters` characters end."""
-    if end - at <= characters:
-        return end
-    count = 0
-    while at < end:
-        count += data[at] & 0xC0 != 0x80
-        if count > characters:
-            break
-        at += 1
-    return at
-
-
-@compiled
 def _is_label(data: Any, start: int, end: int) -> Any:
     """Whether a token begins with "__label__", which the library takes for a label and no word."""
     mark = (95, 95, 108, 97, 98, 101, 108, 95, 95)
@@ -305,13 +254,13 @@ def _hide(
 
     0 where the line has no words. `word` is scratch for a word in its brackets.
     """
-    at = _skip_space(data, start, end)
+    at = skip_space(data, start, end)
     if at == end:
         return 0
     added = 0
     while at < end:
         first = at
-        at = _word_end(data, first, end)
+        at = word_end(data, first, end)
         if not _is_label(data, first, at):
             known = _find(data, first, at, words, text, ends)
             if known >= 0:
@@ -325,7 +274,7 @@ def _hide(
                 added += _add_ngrams(hidden, found, vectors, rows, kept, shortest, longest)
             if known == end_of_line and known >= 0:
                 return added
-        at = _skip_space(data, at, end)
+        at = skip_space(data, at, end)
     if end_of_line >= 0:
         _add(hidden, vectors[end_of_line])
         added += 1
@@ -388,7 +337,7 @@ def _predict(
     pending, pending_scores = np.empty(len(children), np.int64), np.empty(len(children), np.float32)
     for line in range(len(starts) - 1):
         hidden[:] = 0
-        end = _cut(data, starts[line], starts[line + 1], characters)
+        end = cut(data, starts[line], starts[line + 1], characters)
         added = _hide(
             data, starts[line], end, hidden, word, vectors, rows, kept, words, text, ends,
             shortest, longest, end_of_line,
