@@ -15,6 +15,7 @@ from prefkit.runs.record import Phase, Run
 LAST = 20  # steps that "at the end" is a mean of, as for the alarms
 GROWN = 1.5  # times the margin, from which on it has grown
 WAITS = 0.2  # a share of the time from which on waiting for data is worth a look
+ROUNDING = 1e-9
 Z = 1.959964  # 95 %
 UNITS = ("objective", "beta", "length_normalisation")  # options that the unit of losses and rewards depends on
 
@@ -104,7 +105,9 @@ def _standstill(phase: Phase) -> Iterator[Finding]:
         or len(margin.steps) != len(accuracy.steps)
     ):
         return
-    inside = (accuracy.values >= accuracy.low[-1]) & (accuracy.values <= accuracy.high[-1])
+    low, high = accuracy.low[-1] - ROUNDING, accuracy.high[-1] + ROUNDING  # an accuracy of 1 may lie above its interval
+    inside = (accuracy.values >= low) & (accuracy.values <= high)
+    inside[-1] = True
     since = len(inside) - int(np.argmin(inside[::-1])) if not inside.all() else 0
     then, now = margin.values[since], margin.values[-1]
     if len(inside) - since >= 3 and then > 0 and now > GROWN * then:
@@ -186,7 +189,12 @@ def _gap(phase: Phase) -> Iterator[Finding]:
         phase.held_out("rewards/accuracies"),
         phase.column("rewards/accuracies"),
     )
-    if not len(held.steps) or held.high is None or len(trained.steps) < LAST or epochs.values[-LAST] <= 1:
+    if (
+        not len(held.steps)
+        or held.high is None
+        or min(len(trained.steps), len(epochs.steps)) < LAST
+        or epochs.values[-LAST] <= 1
+    ):
         return
     now, pairs = float(trained.values[-LAST:].mean()), float(phase.column("pairs").values[-LAST:].sum())
     if wilson(now, pairs)[0] > held.high[-1]:
@@ -207,7 +215,7 @@ def _clipped(phase: Phase) -> Iterator[Finding]:
 
 def _speed(phase: Phase) -> Iterator[Finding]:
     seconds, waits = phase.seconds, phase.column("data_wait").values
-    if not len(seconds):
+    if not len(seconds) or not len(phase.column("tokens_per_second").steps):
         return
     total = float(seconds.sum())
     pairs, tokens = (float(np.median(phase.column(f"{unit}_per_second").values)) for unit in ("pairs", "tokens"))

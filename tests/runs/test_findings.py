@@ -49,6 +49,14 @@ def test_a_margin_that_grows_alone(tmp_path: Path) -> None:
     assert not about(said(write_run(tmp_path / "rising", dpo_lines(100, rising))), "margin grew")
 
 
+def test_an_accuracy_of_one_may_lie_above_its_rounded_interval(tmp_path: Path) -> None:
+    lines = dpo_lines(50, {0: 0.5, 10: 1.0, 20: 1.0, 30: 1.0, 40: 1.0, 50: 1.0})
+    for line in lines:
+        if line.get("eval_rewards/accuracies") == 1.0:
+            line["eval_rewards/accuracies_high"] = 1.0 - 1e-16 - 1e-15
+    assert about(said(write_run(tmp_path / "r", lines)), "margin grew from 0.1")
+
+
 @pytest.mark.parametrize(
     ("losses", "look", "words"),
     [
