@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import random
 import re
 import shutil
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefkit import runs
 from prefkit.cli import main
@@ -35,14 +38,14 @@ def lines_drawn(text: str) -> dict[tuple[str, str], dict[str, list[float]]]:
     """The numbers of each line of each chart, by title and name."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     title = ""
-    for name, given in Outline(text).elements:
-        if name == "svg" and given.get("role") == "img" and given["aria-label"]:
-            title = given["aria-label"].partition(" by step. ")[0]
-        if given.get("data-name"):
+    for name, element in Outline(text).elements:
+        if name == "svg" and element.get("role") == "img" and element["aria-label"]:
+            title = element["aria-label"].partition(" by step. ")[0]
+        if element.get("data-name"):
             names = ("x", "mean", "least", "greatest", "low", "high")
-            held = {key: given[f"data-{key}"] for key in names if given.get(f"data-{key}")}
+            held = {key: element[f"data-{key}"] for key in names if element.get(f"data-{key}")}
             numbers = {key: [float(word) for word in words.split()] for key, words in held.items() if words}
-            found[(title, given["data-name"])] = numbers
+            found[(title, element["data-name"])] = numbers
     return found
 
 
@@ -159,6 +162,26 @@ def test_a_run_of_one_step(tmp_path: Path) -> None:
     assert "nan" not in text
 
 
+@settings(deadline=None, max_examples=20)
+@given(rng=st.randoms(use_true_random=False), labels=st.booleans())
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_any_figures_make_a_page(tmp_path_factory: pytest.TempPathFactory, rng: random.Random, labels: bool) -> None:
+    """Whatever a run logs, and whatever it does not, its report is written."""
+    always = {"phase", "step", "eval_pairs", "loss", "eval_loss", "pairs", "pairs_per_second"}
+    steps = rng.randint(0, 30)
+    lines = dpo_lines(steps, dict.fromkeys(range(0, steps + 1, 3), 0.7))
+    gone = set(rng.sample(sorted({*lines[0], *lines[-1]} - always), 4))
+    for line in lines:
+        for name in rng.sample(sorted({*line} - always), 3):
+            line[name] = rng.choice([0.0, 1.0, 0.5, -1e-300, 1e300, math.nan, -5.0, rng.random()])
+        for name in gone & line.keys():
+            del line[name]
+    folder = tmp_path_factory.mktemp("any")
+    outs = [write_run(folder / name, lines, kind="labels" if labels else "pairs") for name in ("a", "b")]
+    for some in ([outs[0]], outs):
+        Outline(runs.write(some, folder / "x.html").read_text("utf-8"))
+
+
 def hostile(folder: Path) -> Path:
     """A run with an injection wherever text can stand: names, options, slices, alarms, samples, versions."""
     lines, samples, alarms, phases = [], [], [], []
@@ -202,8 +225,8 @@ def test_text_of_a_run_is_text_in_the_page(tmp_path: Path) -> None:
         "progress", "output", "script",
     }  # fmt: skip
     folders = [hostile(tmp_path / "</title><script>1<"), hostile(tmp_path / "'\"><img src=x>")]
-    for given in ([folders[0]], folders):
-        text = runs.write(given, tmp_path / "page.html").read_text("utf-8")
+    for some in ([folders[0]], folders):
+        text = runs.write(some, tmp_path / "page.html").read_text("utf-8")
         page = Outline(text)
         assert {name for name, _ in page.elements} <= expected
         assert not [key for _, held in page.elements for key in held if key.startswith("on") or key == "style"]
