@@ -96,7 +96,7 @@ def prepare() -> None:
     """Start the server that `LocalPool` forks its processes from; it gets ready while this process goes on."""
     saved = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ |= ONE_THREAD
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["prefkit.pairs.warm"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["prefkit.pairs.server"])
     forkserver.ensure_running()
     os.environ |= {name: value for name, value in saved.items() if value is not None}
     for name in [name for name, value in saved.items() if value is None]:
