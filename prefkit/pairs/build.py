@@ -27,7 +27,7 @@ from prefkit.manifest import Manifest
 from prefkit.pairs import engines, extend, publish, remote
 from prefkit.pairs.engine import Task, run
 from prefkit.pairs.options import check_build
-from prefkit.pairs.read import read_part
+from prefkit.pairs.read import close_parts, read_part
 from prefkit.pairs.steps import Source, Steps
 from prefkit.progress import Stages
 
@@ -87,6 +87,7 @@ def build_pairs(
         record = publish.account(plan(), sources, read, selected, before, remarks)
         files = steps.write(read, selected)
         record = publish.publish(out, record, files, sketches, before)
+        close_parts()
         publish.clean(out, keep_work)
         _upload(out, upload_to, overwrite, stages)
     return record

@@ -302,6 +302,11 @@ class OpenPart(NamedTuple):
     cuts: list[npt.NDArray[np.int64]]  # a run: [2, ranges + 1], rows of prompts and of answers
 
 
+def close_parts() -> None:
+    """Close the parts that this process holds open: the disk space of removed files is not free before."""
+    _open_part.cache_clear()
+
+
 @functools.lru_cache(maxsize=OPEN_PARTS)
 def _open_part(folder: Path, width: int) -> OpenPart:
     """A part for ranges of `width` keys. Kept open, as each bucket asks for a range of each part."""

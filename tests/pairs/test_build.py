@@ -533,3 +533,17 @@ def test_redaction_and_languages_of_answers(tmp_path: Path) -> None:
     off = text.replace("responses = true", "")
     with pytest.raises(UsageError, match="responses = true"):
         build_pairs(pipeline(tmp_path, text=off), tmp_path / "no", given=[str(tmp_path / "a.jsonl")])
+
+
+def test_a_build_imports_neither_pandas_nor_torch(raw: Path, tmp_path: Path) -> None:
+    """pandas takes a third of a second of each worker, and comes in by innocent calls of pyarrow."""
+    code = (
+        "import sys; from pathlib import Path; from prefkit.config import load_pipeline\n"
+        "from prefkit.pairs.build import build_pairs\n"
+        f"build_pairs(load_pipeline('ultrafeedback'), Path({str(tmp_path / 'out')!r}), given=[{str(raw)!r}])\n"
+        "print([name for name in ('pandas', 'torch', 'scipy.sparse') if name in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert found.stdout.splitlines()[-1] == "[]"
