@@ -82,7 +82,11 @@ def _together(
     first, file, entry = (np.repeat(column, lengths) for column in np.array(marks, np.int64).reshape(-1, 3).T)
     kinds = tables.large(whole)
     kinds = pa.schema([kinds.field(name) for name in ("group", *columns)])
-    return tables.frame(pa.Table.from_batches(slices, kinds)).select(
+    table = pa.Table.from_batches(slices, kinds)
+    for place, field in enumerate(kinds):
+        if pa.types.is_nested(field.type):  # of which polars would take over all, and not the slices alone
+            table = table.set_column(place, field, table.column(place).combine_chunks())
+    return tables.frame(table).select(
         *columns,
         at=pl.int_range(pl.len()),
         ordinal=pl.col("group") + pl.Series(first),

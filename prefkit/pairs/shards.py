@@ -32,7 +32,7 @@ REPEATING = [
     "completion.list.element.role", "source", "chosen_model", "rejected_model", "completion_model", "completion_file",
     "strategy", "lang", "origin_file", "stage", "reason",
 ]  # fmt: skip
-REJECTS_A_FILE = 500_000
+REJECTS_A_FILE = 200_000
 ROW_GROUP_OF_REJECTS = 20_000
 
 

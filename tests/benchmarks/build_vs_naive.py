@@ -50,12 +50,13 @@ def memory(pid: int) -> int:
     return total
 
 
-def measured(command: list[str], out: Path, repeats: int) -> list[dict[str, Any]]:
-    """Timed runs, and one that is watched."""
-    runs = []
+def measured(commands: dict[str, list[str]], out: Path, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Timed runs of each command in turn, since a machine's speed drifts, and then one of each that is watched."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for number in range(repeats + 1):
-        shutil.rmtree(out, ignore_errors=True)
-        runs.append(run([*command, str(out)], watch=number == repeats))
+        for name, command in commands.items():
+            shutil.rmtree(out, ignore_errors=True)
+            runs[name].append(run([*command, str(out)], watch=number == repeats))
     return runs
 
 
@@ -74,14 +75,20 @@ def main() -> None:
             while file.read(1 << 24):
                 pass
         workers = ["--workers", str(given.workers)]
-        build = [sys.executable, "-m", "prefkit", "build-pairs", given.pipeline, str(raw), *workers, "--out"]
-        ours = measured(build, scratch / "ours", given.repeats)
-        report(raw, "prefkit", ours)
+        commands = {
+            "prefkit": [sys.executable, "-m", "prefkit", "build-pairs", given.pipeline, str(raw), *workers, "--out"]
+        }
         if given.peer:
-            command = [sys.executable, str(given.peer), "--procs", str(given.workers), str(raw)]
-            theirs = measured(command, scratch / "theirs", given.repeats)
-            report(raw, "naive", theirs)
-            print(f"ratio of medians: {median(theirs) / median(ours):.1f}")
+            commands["naive"] = [sys.executable, str(given.peer), "--procs", str(given.workers), str(raw)]
+        runs = measured(commands, scratch / "out", given.repeats)
+        for name in commands:
+            report(raw, name, runs[name])
+        if given.peer:
+            ratios = [
+                theirs["seconds"] / ours["seconds"] for ours, theirs in zip(runs["prefkit"], runs["naive"], strict=True)
+            ]
+            shown = ", ".join(f"{ratio:.1f}" for ratio in ratios[:-1])
+            print(f"ratio: median {statistics.median(ratios[:-1]):.1f} of [{shown}]")
     shutil.rmtree(scratch)
 
 
