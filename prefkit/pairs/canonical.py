@@ -5,7 +5,7 @@ What a character becomes depends on nothing but itself as long as it is a starte
 each such character what is left of it; texts with any other one (combining marks, Hangul jamo, emoji beyond the plane)
 go through `text.canonical`, which is the definition.
 
-Cost on one core: 1.5 ns a byte of ASCII, 3 ns elsewhere; `text.canonical` takes 10 to 20 times as long.
+Cost on one core: 1.7 ns a byte of prompts of which five in six are ASCII; `text.canonical` takes 6 to 8 times as long.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
             counts["candidates"] += batch.candidates
             counts["groups"] += len(batch.prompts)
             batch = _judge(batch, {name: (rule, "") for name, rule in ALWAYS.items()} | early)
-            batch = _judge(_tag(batch, how.language), late) if how.language else batch
+            batch = _tag(batch, how.language)
+            batch = _judge(batch, late) if late else batch
             batch = _decontaminate(batch, index) if index else batch
             runs.add(batch.prompts, batch.answers)
             rejects = pl.concat(batch.rejects).sort("origin_row", "completion_index", maintain_order=True)

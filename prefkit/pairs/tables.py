@@ -70,12 +70,11 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def array(path: Path) -> npt.NDArray[Any]:
-    """An .npy file mapped into memory: `np.load(path, mmap_mode="r")` as a plain array and in a fifth of its time."""
+    """An .npy file mapped into memory: `np.load(path, mmap_mode="r")` as a plain array and in half its time."""
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
         shape, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.ndarray(shape, kind, memory, file.tell(), order="F" if is_fortran else "C")
+        return np.ndarray(shape, kind, map_file(path), file.tell(), order="F" if is_fortran else "C")
 
 
 @contextmanager
