@@ -234,6 +234,14 @@ def _add_ngrams(hidden: Any, word: Any, vectors: Any, rows: Any, kept: Any, shor
 
 
 @compiled
+def _has_nul(data: Any, start: int, end: int) -> bool:
+    found = 0
+    for at in range(start, end):
+        found += data[at] == 0
+    return found > 0
+
+
+@compiled
 def _is_label(data: Any, start: int, end: int) -> Any:
     """Whether a token begins with "__label__", which the library takes for a label and no word."""
     mark = (95, 95, 108, 97, 98, 101, 108, 95, 95)
@@ -255,7 +263,7 @@ def _hide(
     0 where the line has no words. `word` is scratch for a word in its brackets.
     """
     at = skip_space(data, start, end)
-    if at == end:
+    if at == end and not _has_nul(data, start, end):  # NUL ends words for the library, but is no white space for Python
         return 0
     added = 0
     while at < end:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefkit.errors import UsageError
@@ -64,6 +64,7 @@ def test_tags_are_those_of_a_plain_call_on_one_line(plain: object, parts: list[t
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), max_size=5), st.integers(1, 5))
+@example(["", "\0", " \0 "], 1)
 @settings(max_examples=200, deadline=None)
 def test_a_batch_of_any_texts_is_tagged_as_by_the_library(texts: list[str], k: int) -> None:
     ours = language(texts, k=k)
