@@ -55,7 +55,9 @@ def _check_phase(phase: Phase, losses: Sequence[Weighted]) -> None:
             raise UsageError(f'{where} alarms: stop names "{name}", which has nothing to look at.')
     for _, call in losses:
         if not takes_labels(call):
-            raise UsageError(f"{where} {call.name}, which compares the answers of a pair, is not defined. Take kto.")
+            raise UsageError(
+                f"{where} {call.name}, which compares the answers of a pair, is not defined. Take kto, bco or apo_zero_unpaired."
+            )
 
 
 def takes_labels(call: Call) -> bool:

@@ -1,6 +1,8 @@
 """Labelled answers: TRL's loss and gradients on the same batch, and the invariants that pairs have."""
 
 import copy
+import json
+import math
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -142,6 +144,20 @@ def test_kto_learns_from_labels_alone(data, tmp_path, capsys):
     assert "holds labels, and evaluation compares the answers of pairs" in capsys.readouterr().err
 
 
+def test_bco_learns_from_labels_alone_with_the_mean_of_all_rewards(data, tmp_path):
+    phase = {**KTO, "objective": "bco", "epochs": 3}
+    result = run.train(pipeline(data, phase), data=data, out=tmp_path / "r")
+    report = result["phases"]["kto"]
+    assert losses(tmp_path / "r", "kto")[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert report["eval_after"]["eval_loss"] < 0.6 < report["eval_before"]["eval_loss"]
+    assert report["eval_after"]["eval_rewards/margins"] > 0.3
+    state = json.loads(max((tmp_path / "r/kto/checkpoints").glob("step-*")).joinpath("state.json").read_text())
+    ((mean, answers),) = state["memory"]
+    steps = [line for line in metrics.read(tmp_path / "r", "kto") if "loss" in line]
+    assert answers == sum(line["pairs"] for line in steps) == 3 * 48
+    assert mean != 0
+
+
 def test_a_step_takes_figures_over_the_answers_of_each_label():
     good = torch.tensor([True, False, False, True, True])
     output = of_losses.LossOutput(torch.full((5,), 0.3), torch.tensor([1.0, 2.0, 6.0]), torch.tensor([-1.0, 4.0]))
@@ -163,16 +179,18 @@ def test_a_step_takes_figures_over_the_answers_of_each_label():
     assert only_bad["rewards/rejected"].tolist() == [-1, 4]
 
 
-def test_two_ranks_give_the_curve_and_weights_of_one(data, tmp_path):
-    phase = {**KTO, "max_steps": 4, "eval_every": 2}
+@pytest.mark.parametrize("objective", ["kto", "bco"])
+def test_two_ranks_give_the_curve_and_weights_of_one(data, tmp_path, objective):
+    phase = {**KTO, "objective": objective, "max_steps": 4, "eval_every": 2}
     train(data, tmp_path / "one", [phase], TINY)
     assert on_ranks(2, train, data, tmp_path / "two", [phase], TINY, said=tmp_path / "said") == ""
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("step", [3, 6])
-def test_killed_and_resumed_is_bitwise_the_same(data, tmp_path, step):
-    phase = {**KTO, "checkpoint_every": 2, "eval_every": 3, "stream": True, "reference": "live"}
+@pytest.mark.parametrize(("objective", "step"), [("kto", 3), ("bco", 6)])
+def test_killed_and_resumed_is_bitwise_the_same(data, tmp_path, objective, step):
+    more = {"objective": objective, "checkpoint_every": 2, "eval_every": 3, "stream": True, "reference": "live"}
+    phase = {**KTO, **more}
     run.train(pipeline(data, phase), data=data, out=tmp_path / "whole")
     with pytest.raises(Killed):
         run.train(pipeline(data, phase), data=data, out=tmp_path / "killed", progress=KillAt(step, "kto"))
@@ -241,7 +259,7 @@ def test_fine_tuning_learns_the_good_answers(data, tmp_path):
 def test_which_losses_take_labels():
     named = [name for name in functions_of(of_losses) if name != "chosen_nll"]
     taking = {name for name in named if takes_labels(Call(f"prefkit.train.losses:{name}", {}))}
-    assert taking == {"kto", "apo_zero_unpaired"}
+    assert taking == {"kto", "bco", "apo_zero_unpaired"}
 
 
 @pytest.mark.parametrize(
@@ -249,6 +267,7 @@ def test_which_losses_take_labels():
     [
         ({"objective": "sigmoid"}, "sigmoid, which compares the answers of a pair"),
         ({"objective": "aot_unpaired"}, "aot_unpaired, which compares"),
+        ({"objective": "bco_pair"}, "bco_pair, which .* Take kto, bco"),
         ({"objective": "kto", "min_margin": 1.0}, "min_margin has no effect"),
         ({"objective": "kto", "curriculum": "easy_first"}, "curriculum has no effect"),
         ({"objective": "kto", "sft_weight": 0.1}, "sft_weight has no effect"),

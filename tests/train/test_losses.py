@@ -258,14 +258,52 @@ def test_sorting_losses_equal_trl(name, label_smoothing, token_logps, reference_
     assert output.chosen_rewards_P.mean().item() == pytest.approx(log["rewards/chosen"][0], rel=1e-6)
 
 
+# What `bco_loss` of TRL 1.13's BCOTrainer, the last to have one, gave for three batches one after another, as it keeps
+# the mean of rewards: good answers, bad ones, their losses, delta, and the gradient of the mean loss.
+OF_TRL_BCO = [
+    (
+        (3, 1),
+        [0.2370570783, 0.7081451904, 1.0422697665, 0.4093912776],
+        -0.5185853839,
+        [-0.0211053745, -0.050744305, -0.0647346668, 0.0335945648],
+    ),
+    ((0, 2), [1.3546405434, 0.689871989], -0.2561805546, [0.1483919936, 0.0996719439]),
+    (
+        (2, 4),
+        [0.1998434592, 0.6429004965, 0.40281901, 0.2795940817, 0.2445651003, 0.2608507672],
+        -0.7086356878,
+        [-0.0120760715, -0.0316156513, 0.0221044621, 0.0162606273, 0.014463666, 0.0153069414],
+    ),
+]
+
+
+def test_bco_equals_trl_on_batches_in_turn():
+    state = None
+    for (good, bad), losses_N, delta, gradient in OF_TRL_BCO:
+        count = good + bad
+        sums = -torch.linspace(9.0, 4.0, count, dtype=torch.float64) * torch.arange(1.0, count + 1).double().sqrt()
+        base = -torch.linspace(11.0, 5.0, count, dtype=torch.float64)
+        sums.requires_grad_()
+        policy, reference = (LogProbs(s[:good], s[good:], LENGTHS[:good], LENGTHS[:bad]) for s in (sums, base))
+        output = losses.bco(policy, reference, state, beta=0.4)
+        state = output.state
+        (found,) = torch.autograd.grad(output.losses_N.mean(), sums)
+        assert state[0].item() == pytest.approx(delta, rel=1e-6)
+        assert output.losses_N.tolist() == pytest.approx(losses_N, rel=1e-6)
+        assert found.tolist() == pytest.approx(gradient, rel=1e-6)
+    assert state[1].item() == 4 + 2 + 6
+
+
 def test_bco_equals_trl_where_its_delta_is_zero(token_logps, reference_sums):
     """TRL's DPO trainer has no delta, so the reference is moved until the mean reward is 0."""
     token_logps.requires_grad_()
     reference_sums = reference_sums + (token_logps.sum(1) - reference_sums).mean().detach()
     output = losses.bco_pair(as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums), None, beta=0.4)
     expected, _ = trl_dpo(token_logps, reference_sums, ["bco_pair"], beta=0.4)
-    assert output.state.tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
+    assert output.state.tolist() == pytest.approx([0.0, 2 * PAIRS], abs=1e-12)
     assert_same(output.losses_N.mean(), expected, token_logps)
+    single = losses.bco(as_logprobs(token_logps.sum(1)), as_logprobs(reference_sums), None, beta=0.4)
+    assert_same(2 * single.losses_N.mean(), expected, token_logps)
 
 
 def test_bco_keeps_the_mean_of_all_steps(token_logps, reference_sums):
@@ -278,7 +316,7 @@ def test_bco_keeps_the_mean_of_all_steps(token_logps, reference_sums):
         delta, state = sum(rewards) / step, output.state
         c, r = policy.chosen_P - reference.chosen_P, policy.rejected_P - reference.rejected_P
         expected = torch.log1p(torch.exp(delta - 0.3 * c)) + torch.log1p(torch.exp(0.3 * r - delta))
-        assert state.tolist() == pytest.approx([delta, step])
+        assert state.tolist() == pytest.approx([delta, step * 2 * PAIRS])
         assert_same(output.losses_N.mean(), expected.mean(), sums)
 
 
@@ -535,7 +573,7 @@ def test_everything_beaten_is_the_transitive_closure(pairs):
     assert everything_beaten(pairs) == expected
 
 
-@given(st.permutations(range(PAIRS)), st.sampled_from(["aot", "aot_unpaired", "bco_pair", "plackett_luce"]))
+@given(st.permutations(range(PAIRS)), st.sampled_from(["aot", "aot_unpaired", "bco", "bco_pair", "plackett_luce"]))
 def test_losses_of_the_whole_step_do_not_care_for_the_order_of_pairs(order, name):
     torch.manual_seed(5)
     sums, base = -torch.rand(2, 2 * PAIRS, dtype=torch.float64) * 9
@@ -543,7 +581,7 @@ def test_losses_of_the_whole_step_do_not_care_for_the_order_of_pairs(order, name
 
     def value(rows):
         given = [as_logprobs(s.reshape(2, PAIRS)[:, rows].flatten()) for s in (sums, base)]
-        extra = {"bco_pair": [None], "plackett_luce": [answers[rows]]}.get(name, [])
+        extra = {"bco": [None], "bco_pair": [None], "plackett_luce": [answers[rows]]}.get(name, [])
         if name == "plackett_luce":  # an answer has one log-probability wherever it stands
             of_answer = [torch.linspace(-9, -2, 8, dtype=torch.float64), torch.linspace(-5, -3, 8, dtype=torch.float64)]
             given = [LogProbs(*s[answers[rows]].T, *LENGTHS.chunk(2)) for s in of_answer]
@@ -556,7 +594,8 @@ def test_extreme_margins_stay_finite():
     chosen = torch.tensor([1e4, -1e4], requires_grad=True)
     zero, one = torch.zeros(2), torch.ones(2)
     reference = LogProbs(zero, zero, one, one)
-    extra = {"bco_pair": [None], "kto": [torch.tensor([1e4, 3.0])], "plackett_luce": [torch.arange(4).reshape(2, 2)]}
+    extra = {"bco": [None], "bco_pair": [None], "kto": [torch.tensor([1e4, 3.0])]}
+    extra["plackett_luce"] = [torch.arange(4).reshape(2, 2)]
     for name in [*OF_TRL, "aot", "aot_unpaired", "apo_zero_unpaired", *extra]:
         output = getattr(losses, name)(LogProbs(chosen, zero, one, one), reference, *extra.get(name, []), beta=1.0)
         (grad,) = torch.autograd.grad(output[0].sum(), chosen)

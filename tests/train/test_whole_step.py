@@ -19,7 +19,7 @@ from tests.train.conftest import make_model, tree_of
 from tests.train.datasets_for_tests import pipeline, toy_pairs, write_data_set
 from tests.train.test_run import KillAt, Killed
 
-OF_WHOLE_STEP = ["aot", "aot_unpaired", "apo_zero_unpaired", "bco_pair", "kto", "plackett_luce"]
+OF_WHOLE_STEP = ["aot", "aot_unpaired", "apo_zero_unpaired", "bco", "bco_pair", "kto", "plackett_luce"]
 
 
 def trees_of_prompts(prompts=5):

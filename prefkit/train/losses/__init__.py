@@ -20,7 +20,7 @@ from prefkit.train.losses.common import LogProbs, LossOutput, StepOutput
 from prefkit.train.losses.margin import discopop, exo_pair, hinge, ipo, odpo, robust, sigmoid, sigmoid_norm
 from prefkit.train.losses.reference_free import chosen_nll, cpo, orpo, simpo
 from prefkit.train.losses.sides import apo_down, apo_zero, nca_pair, sppo_hard
-from prefkit.train.losses.whole_step import aot, aot_unpaired, apo_zero_unpaired, bco_pair, kto, plackett_luce
+from prefkit.train.losses.whole_step import aot, aot_unpaired, apo_zero_unpaired, bco, bco_pair, kto, plackett_luce
 
 __all__ = [
     "LogProbs",
@@ -31,6 +31,7 @@ __all__ = [
     "apo_down",
     "apo_zero",
     "apo_zero_unpaired",
+    "bco",
     "bco_pair",
     "chosen_nll",
     "cpo",

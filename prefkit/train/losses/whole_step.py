@@ -47,21 +47,41 @@ def aot_unpaired(
     return StepOutput(losses_P, *rewards(beta, chosen_P, rejected_P))
 
 
+def bco(policy: LogProbs, reference: LogProbs, state: Tensor | None, *, beta: Positive = 0.1) -> StepOutput:
+    """BCO: a classifier of single answers, good from bad, whose threshold is the running mean of the rewards.
+
+    ``-log sigmoid(beta c - delta)`` of a good answer, ``-log sigmoid(-(beta r - delta))`` of a bad one
+
+    Jung et al. 2024 (arXiv:2404.04656, eq. 10 and 11), in the form of TRL's BCO trainer (until 1.13), but without its
+    weights by density ratio. ``delta`` is the mean reward of all answers of all steps, this step's included. ``state``
+    is that mean and the number of answers in it.
+    """
+    chosen_P, rejected_P = log_ratios(policy, reference)
+    kept, delta = running_mean(state, beta * torch.cat([chosen_P, rejected_P]))
+    losses_N = torch.cat([logistic(beta * chosen_P - delta), logistic(delta - beta * rejected_P)])
+    return StepOutput(losses_N, *rewards(beta, chosen_P, rejected_P), kept)
+
+
 def bco_pair(policy: LogProbs, reference: LogProbs, state: Tensor | None, *, beta: Positive = 0.1) -> StepOutput:
-    """BCO: a classifier of single answers, whose threshold is the running mean of the rewards.
+    """BCO for pairs: both answers of a pair judged as `bco` does, and the two losses added.
 
     ``-log sigmoid(beta c - delta) - log sigmoid(-(beta r - delta))``
 
-    Jung et al. 2024 (arXiv:2404.04656, eq. 10 and 11). ``delta`` is the mean of all steps' mean reward of chosen and
-    rejected answers, this step's included, as in TRL's BCO trainer of old; the ``bco_pair`` of its DPO trainer has no
-    delta. ``state`` is that mean and the number of steps in it.
+    Jung et al. 2024 (arXiv:2404.04656, eq. 10 and 11); twice the mean of `bco`. The ``bco_pair`` of TRL's DPO trainer
+    is this without a ``delta``.
     """
     chosen_P, rejected_P = log_ratios(policy, reference)
-    mean, steps = torch.zeros(2, dtype=torch.float64) if state is None else state
-    reward = beta * torch.cat([chosen_P, rejected_P]).detach().mean().double().cpu()
-    delta = mean + (reward - mean) / (steps + 1)
-    losses_P = logistic(beta * chosen_P - delta.item()) + logistic(delta.item() - beta * rejected_P)
-    return StepOutput(losses_P, *rewards(beta, chosen_P, rejected_P), torch.stack([delta, steps + 1]))
+    kept, delta = running_mean(state, beta * torch.cat([chosen_P, rejected_P]))
+    losses_P = logistic(beta * chosen_P - delta) + logistic(delta - beta * rejected_P)
+    return StepOutput(losses_P, *rewards(beta, chosen_P, rejected_P), kept)
+
+
+def running_mean(state: Tensor | None, rewards_N: Tensor) -> tuple[Tensor, float]:
+    """The mean of all rewards so far with those of a step: with their number, as the next state, and by itself."""
+    mean, seen = torch.zeros(2, dtype=torch.float64) if state is None else state
+    now = seen + len(rewards_N)
+    mean = mean + (rewards_N.detach().double().cpu() - mean).sum() / now
+    return torch.stack([mean, now]), mean.item()
 
 
 def kto(
