@@ -47,15 +47,15 @@ def differences(
     }
 
 
-def calibration(margins: np.ndarray) -> dict[str, Any]:
-    """The expected calibration error of sigmoid(margin), and its table: a row a bin of certainty that has pairs."""
+def calibration(margins: np.ndarray, what: str = "pairs") -> dict[str, Any]:
+    """The expected calibration error of sigmoid(margin), and its table: a row a bin of certainty that has any."""
     said = 1 / (1 + np.exp(-np.abs(margins)))
     right = (np.sign(margins) + 1) / 2
     bins = np.minimum(((said - 0.5) * 2 * BINS).astype(int), BINS - 1)
     table = []
     for number in np.unique(bins):
         mine = bins == number
-        row = {"from": 0.5 + number / (2 * BINS), "to": 0.5 + (number + 1) / (2 * BINS), "pairs": int(mine.sum())}
+        row = {"from": 0.5 + number / (2 * BINS), "to": 0.5 + (number + 1) / (2 * BINS), what: int(mine.sum())}
         table.append({**row, "said": float(said[mine].mean()), "right": float(right[mine].mean())})
-    error = sum(row["pairs"] * abs(row["said"] - row["right"]) for row in table) / len(margins)
+    error = sum(row[what] * abs(row["said"] - row["right"]) for row in table) / len(margins)
     return {"expected_calibration_error": float(error), "bins": table}

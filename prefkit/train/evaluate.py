@@ -7,7 +7,7 @@ Two questions, and two families of figures:
                 Needs no reference.
     rewards/…   Has the model moved towards the chosen answer, seen from the reference? The implicit reward of DPO is
                 beta x (log-probability minus the reference's); before any training it is 0 everywhere, and accuracy
-                1/2.
+                1/2. Labelled answers, which have no other to be compared with, have these alone (`judged.py`).
 
 An exact tie counts half. Every accuracy comes with its 95 % Wilson interval over as many independent pairs as the
 pairs are worth: several pairs of one prompt count as fewer. The same functions evaluate during training and serve
@@ -16,8 +16,8 @@ pairs are worth: several pairs of one prompt count as fewer. The same functions 
 
 from __future__ import annotations
 
-import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ import numpy as np
 import torch
 
 from prefkit import resolve
-from prefkit.errors import DataError, TrainError
+from prefkit.errors import DataError, TrainError, UsageError
 from prefkit.manifest import Manifest
-from prefkit.train import chat, compare, policy, reference, reward_bench, shards, slices, tokenizer
+from prefkit.train import chat, compare, judged, policy, reference, reward_bench, shards, slices, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
+from prefkit.train.intervals import independent_pairs, wilson
 from prefkit.train.length import Policy
 from prefkit.train.logps import pair_logps
 from prefkit.train.metrics import Progress, Silent
@@ -40,18 +41,19 @@ from prefkit.train.policy import Dtype
 from prefkit.train.terms import Weighted
 
 ALWAYS = ("source", "lang")  # slices that are reported even if there is one alone
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model says of the pairs of a split: one value a pair of each figure, and what pair it is."""
+    """What a model says of the pairs, or the labelled answers, of a split: one value each of every figure, and which
+    it is."""
 
     figures: dict[str, np.ndarray]
     prompts: np.ndarray
     labels: dict[str, np.ndarray]
-    pairs: list[tuple[int, int]]  # shard, and row in it
+    rows: list[tuple[int, int]]  # shard, and row in it
     counts: dict[str, int]
+    labelled: bool  # answers, not pairs
 
 
 @dataclass(frozen=True)
@@ -89,21 +91,26 @@ def evaluate(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Figures of a model on one split of a data set, over all pairs and by slice.
+    """Figures of a model on one split of a data set, over all pairs or labelled answers and by slice.
 
     `data` is a data set's folder or URL, or a file in RewardBench's format. With a reference model: the DPO loss at
-    `beta`, reward accuracy and margins, calibration. Without: log-probability accuracy alone. With a model to hold it
-    `against`: that one's figures as well, and the differences. Raises PrefkitError for a split without pairs, a model
-    that is not there, or a tokenizer without a chat template.
+    `beta`, reward accuracy and margins, calibration. Without: log-probability accuracy alone, and of labels nothing.
+    With a model to hold it `against`: that one's figures as well, and the differences. Raises PrefkitError for a split
+    without rows, a model that is not there, or a tokenizer without a chat template.
     """
     policy.quiet_transformers()
     with tempfile.TemporaryDirectory() as scratch:
         manifest, folder = opened(data, split, cache, Path(scratch))
+        labels = manifest.kind == "labels"
+        if labels and reference_model is None:
+            raise UsageError(
+                f"{data}: holds labels. What is judged of single answers are rewards: add --reference MODEL."
+            )
         asked = Asked(
             manifest=manifest,
             folder=folder,
             split=split,
-            how=Tokenising(max_length, max_length_policy, column=None),
+            how=Tokenising(max_length, max_length_policy, column=None, labels=labels),
             reference_model=reference_model,
             beta=beta,
             max_tokens=max_tokens,
@@ -129,28 +136,29 @@ def evaluate(
 
 
 def opened(data: Path | str, split: str, cache: Path | None, scratch: Path) -> tuple[Manifest, Path]:
-    """A data set of pairs, which a file in RewardBench's format is made into. DataError if the split has none."""
+    """A data set of pairs or labels; a file in RewardBench's format is made into one. DataError if it is empty."""
     if isinstance(data, Path) and data.is_file():
         manifest, folder = reward_bench.as_data_set(data, scratch / "bench"), scratch / "bench"
     else:
         manifest = shards.manifest_of(data)
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or scratch)
-    if manifest.kind != "pairs":
-        raise DataError(f"{data}: holds {manifest.kind}, and evaluation compares the answers of pairs.")
+    if manifest.kind not in ("pairs", "labels"):
+        raise DataError(f"{data}: holds {manifest.kind}, whose answers nobody has judged.")
     if not manifest.rows(split):
-        raise DataError(f'{data}: the split "{split}" has no pairs. Splits: {splits(manifest)}.')
+        raise DataError(f'{data}: the split "{split}" has no {manifest.kind}. Splits: {splits(manifest)}.')
     return manifest, folder
 
 
 def measured(name: str | Path, asked: Asked) -> Measured:
-    """What a model says of the pairs, and what its reference does. TrainError if no pair can be asked about."""
+    """What a model says of the pairs or labelled answers, and what its reference does. TrainError if none is left."""
     words = tokenizer.load_tokenizer(name, trust_remote_code=asked.trust_remote_code)
     tokenizer.set_chat_template(words, asked.chat_template, Path())
     where: dict[str, Any] = {"cache": asked.cache, "progress": asked.progress}
     store = chat.tokenise(asked.folder, asked.manifest, asked.split, words, asked.how, **where)
     examples = Examples.of(store)
     if not store.counts["examples"]:
-        raise TrainError(f"no pair can be evaluated: {store.summary}. Raise max_length?")
+        what = "answer" if asked.how.labels else "pair"
+        raise TrainError(f"no {what} can be evaluated: {store.summary}. Raise max_length?")
 
     def logps(name: str | Path, stage: str) -> np.ndarray:
         weights = policy.load(name, trust_remote_code=asked.trust_remote_code)
@@ -161,11 +169,16 @@ def measured(name: str | Path, asked: Asked) -> Measured:
 
     of_model = logps(name, "evaluating")
     of_reference = None if asked.reference_model is None else logps(asked.reference_model, "reference")
-    objective = None if of_reference is None else dpo(asked.beta)
-    figures = pair_figures(objective, examples, of_model, of_reference)
-    origins = [examples.origin_of_pair(pair) for pair in range(len(examples.pairs()))]
     labels = slices.of(examples) | {name: examples.values(name) for name in ALWAYS}
-    return Measured(figures, prompt_of_pairs(examples), labels, origins, store.counts)
+    if (good := examples.labels()) is not None and of_reference is not None:
+        rewards = asked.beta * (of_model - of_reference)[examples.pairs()[:, 0]].astype(np.float64)
+        figures = judged.columns(rewards, good)
+        labels["label"] = np.where(good, "good", "bad")
+    else:
+        objective = None if of_reference is None else dpo(asked.beta)
+        figures = pair_figures(objective, examples, of_model, of_reference)
+    origins = [examples.origin_of_pair(pair) for pair in range(len(examples.pairs()))]
+    return Measured(figures, prompt_of_pairs(examples), labels, origins, store.counts, asked.how.labels)
 
 
 def dpo(beta: float) -> Preference:
@@ -175,8 +188,12 @@ def dpo(beta: float) -> Preference:
 
 def report(of: Measured) -> dict[str, Any]:
     """All figures of a model as JSON-able data."""
-    result = {"counts": of.counts, **summary(of.figures, of.prompts)}
-    result |= {f"by_{name}": by_slice(of.figures, of.prompts, values) for name, values in of.labels.items()}
+    summarise = judged.summary if of.labelled else summary
+    result = {"counts": of.counts, **summarise(of.figures, of.prompts)}
+    for name, values in of.labels.items():
+        result[f"by_{name}"] = by_slice(summarise, of.figures, of.prompts, values)
+    if of.labelled:
+        return result | {"calibration": judged.calibration(of.figures)}
     rewards = "rewards/margins" in of.figures
     accuracy = "rewards/accuracies" if rewards else "logps/accuracies"
     sections = reward_bench.sections(result["by_source"], accuracy)
@@ -185,15 +202,16 @@ def report(of: Measured) -> dict[str, Any]:
 
 
 def side_by_side(one: Measured, other: Measured) -> dict[str, Any]:
-    """The differences over the pairs that both models could be asked about, and how many those are."""
-    place = {pair: at for at, pair in enumerate(other.pairs)}
-    mine = np.array([at for at, pair in enumerate(one.pairs) if pair in place], dtype=np.int64)
-    theirs = np.array([place[one.pairs[at]] for at in mine], dtype=np.int64)
+    """The differences over the rows that both models could be asked about, and how many those are."""
+    what, differences = ("answers", judged.differences) if one.labelled else ("pairs", compare.differences)
+    place = {row: at for at, row in enumerate(other.rows)}
+    mine = np.array([at for at, row in enumerate(one.rows) if row in place], dtype=np.int64)
+    theirs = np.array([place[one.rows[at]] for at in mine], dtype=np.int64)
     if not len(mine):
-        raise TrainError("the two models have no pair in common: max_length cuts others for each of them.")
+        raise TrainError(f"the two models have no {what} in common: max_length cuts others for each of them.")
     first = {name: values[mine] for name, values in one.figures.items()}
     second = {name: values[theirs] for name, values in other.figures.items()}
-    return {"pairs": len(mine), **compare.differences(first, second, one.prompts[mine])}
+    return {what: len(mine), **differences(first, second, one.prompts[mine])}
 
 
 def finite(logps: np.ndarray, name: str) -> np.ndarray:
@@ -252,39 +270,18 @@ def summary(figures: dict[str, np.ndarray], prompts: np.ndarray, chosen: np.ndar
     return result
 
 
-def by_slice(figures: dict[str, np.ndarray], prompts: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    """`summary` of the pairs of each value, largest slice first."""
+def by_slice(
+    summarise: Callable[..., dict[str, Any]], figures: dict[str, np.ndarray], prompts: np.ndarray, values: np.ndarray
+) -> dict[str, Any]:
+    """What `summarise` says of the rows of each value, largest slice first."""
     names, counts = np.unique(values.astype(str), return_counts=True)
-    return {str(names[i]): summary(figures, prompts, values == names[i]) for i in np.argsort(-counts, kind="stable")}
+    return {str(names[i]): summarise(figures, prompts, values == names[i]) for i in np.argsort(-counts, kind="stable")}
 
 
 def prompt_of_pairs(examples: Examples) -> np.ndarray:
     """The number of each pair's prompt."""
     counts = examples.counts()
     return np.repeat(np.arange(len(counts)), counts)
-
-
-def independent_pairs(values: np.ndarray, prompts: np.ndarray) -> float:
-    """How many independent pairs would make a mean as certain as these do.
-
-    Pairs of one prompt tend to be right or wrong together. The binomial variance over the cluster-robust one (Liang
-    and Zeger 1986), at least 1, at most the number of pairs.
-    """
-    share = float(values.mean())
-    _, member = np.unique(prompts, return_inverse=True)
-    sums = np.bincount(member, values - share)
-    spread = float(sums @ sums)
-    if spread == 0:  # all alike
-        return float(len(sums))
-    return min(float(len(values)), max(1.0, share * (1 - share) * len(values) ** 2 / spread))
-
-
-def wilson(share: float, trials: float) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927): sensible also near 0 and 1, and for few trials."""
-    z2 = Z_95 * Z_95
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def splits(manifest: Manifest) -> str:

@@ -56,7 +56,8 @@ def _check_phase(phase: Phase, losses: Sequence[Weighted]) -> None:
     for _, call in losses:
         if not takes_labels(call):
             raise UsageError(
-                f"{where} {call.name}, which compares the answers of a pair, is not defined. Take kto, bco or apo_zero_unpaired."
+                f"{where} {call.name}, which compares the answers of a pair, is not defined. "
+                "Take kto, bco or apo_zero_unpaired."
             )
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 REWARDS = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
-COMPARED = ("rewards/accuracies", "rewards/margins", "loss", "logps/accuracies", "logps/accuracies_per_token")
+COMPARED = (
+    "rewards/auc",
+    "rewards/accuracies",
+    "rewards/margins",
+    "loss",
+    "logps/accuracies",
+    "logps/accuracies_per_token",
+)
 
 
 def render(result: dict[str, Any], console: Console) -> None:
     """Print what `evaluate` returned: all pairs, each slice, sections, calibration; the other model, if any."""
     for one in (result, result.get("against")):
         if one is not None:
-            console.print(_figures(one))
+            console.print(_judged(one) if "answers" in one else _figures(one))
             if "reward_bench" in one:
                 console.print(_sections(one["reward_bench"]))
             if "calibration" in one:
@@ -35,20 +43,42 @@ def _figures(result: dict[str, Any]) -> Table:
     rewards = result["reference"] is not None
     accuracy = "rewards/accuracies" if rewards else "logps/accuracies"
     more = ("loss", "margin", "chosen", "rejected") if rewards else ()
-    title = f"{result['model']} on {result['split']} ({result['data_hash'][:12]})"
-    table = _table(title, "", "pairs", "accuracy", "95 %", "per token", *more)
-
-    def add(label: str, row: dict[str, Any]) -> None:
+    table = _table(_title(result), "", "pairs", "accuracy", "95 %", "per token", *more)
+    for label, row in _rows(result):
         ends = f"{row[accuracy + '_low']:.3f}–{row[accuracy + '_high']:.3f}"
         cells = [f"{row['pairs']:,}", f"{row[accuracy]:.3f}", ends, f"{row['logps/accuracies_per_token']:.3f}"]
         table.add_row(label, *cells, *(f"{row[name]:.4f}" for name in REWARDS if rewards))
+    return table
 
-    add("all", result)
+
+def _judged(result: dict[str, Any]) -> Table:
+    """The figures of labelled answers; a dash where one of the labels is missing."""
+    heads = ("answers", "good", "AUC", "95 %", "accuracy", "95 %", "loss", "margin", "chosen", "rejected")
+    table = _table(_title(result), "", *heads)
+
+    def shown(value: float | None, digits: int = 4) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
+
+    for label, row in _rows(result):
+        cells = [f"{row['answers']:,}", f"{row['good']:,}"]
+        for name in ("rewards/auc", "rewards/accuracies"):
+            low, high = row[f"{name}_low"], row[f"{name}_high"]
+            cells += [shown(row[name], 3), "–" if low is None else f"{low:.3f}–{high:.3f}"]
+        table.add_row(label, *cells, *(shown(row[name]) for name in REWARDS))
+    return table
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"{result['model']} on {result['split']} ({result['data_hash'][:12]})"
+
+
+def _rows(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The figures of everything, and of each slice."""
+    yield "all", result
     for name, rows in result.items():
         if name.startswith("by_"):
             for value, row in rows.items():
-                add(f"{name.removeprefix('by_')} {value}", row)
-    return table
+                yield f"{name.removeprefix('by_')} {value}", row
 
 
 def _sections(scores: dict[str, Any]) -> Table:
@@ -61,16 +91,18 @@ def _sections(scores: dict[str, Any]) -> Table:
 
 def _calibration(found: dict[str, Any]) -> Table:
     title = f"calibration: expected error {found['expected_calibration_error']:.3f}"
-    table = _table(title, "certainty", "pairs", "said", "right")
+    what = "answers" if "answers" in found["bins"][0] else "pairs"
+    table = _table(title, "certainty", what, "said", "right")
     for row in found["bins"]:
         span = f"{row['from']:.2f}–{row['to']:.2f}"
-        table.add_row(span, f"{row['pairs']:,}", f"{row['said']:.3f}", f"{row['right']:.3f}")
+        table.add_row(span, f"{row[what]:,}", f"{row['said']:.3f}", f"{row['right']:.3f}")
     return table
 
 
 def _differences(result: dict[str, Any]) -> Table:
     found = result["differences"]
-    title = f"{result['model']} minus {result['against']['model']}, {found['pairs']:,} pairs"
+    what = "answers" if "answers" in found else "pairs"
+    title = f"{result['model']} minus {result['against']['model']}, {found[what]:,} {what}"
     table = _table(title, "", "difference", "95 %", "p")
     for name in COMPARED:
         if name in found:

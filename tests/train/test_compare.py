@@ -184,7 +184,7 @@ def test_only_pairs_that_both_can_read_are_compared(trained):
     found = evaluate.evaluate(model, **how, against=start)
     assert 0 < found["differences"]["pairs"] <= found["pairs"]
     one, other = (
-        evaluate.Measured({"x": np.array(values)}, np.arange(3), {}, pairs, {})
+        evaluate.Measured({"x": np.array(values)}, np.arange(3), {}, pairs, {}, labelled=False)
         for values, pairs in (([1.0, 2.0, 3.0], [(0, 1), (0, 2), (0, 4)]), ([9.0, 1.0, 1.0], [(0, 3), (0, 4), (0, 1)]))
     )
     assert evaluate.side_by_side(one, other)["x"]["difference"] == pytest.approx((0.0 + 2.0) / 2)

@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.errors import DataError, TrainError
-from prefkit.train import evaluate, generate, run
+from prefkit.train import evaluate, generate, intervals, run
 from prefkit.train.render import render
 from tests.train.datasets_for_tests import pair, pipeline, toy_pairs, write_data_set
 
@@ -134,17 +134,17 @@ def test_generation_does_not_depend_on_the_batch(trained):
 )
 def test_wilson(successes, trials, low, high):
     """The last one is Newcombe's example (1998, Statistics in Medicine 17)."""
-    assert evaluate.wilson(successes / trials, trials) == pytest.approx((low, high), abs=1e-4)
+    assert intervals.wilson(successes / trials, trials) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_pairs_of_a_prompt_count_as_the_independent_pairs_that_they_are_worth():
     rng = np.random.default_rng(0)
     values = (rng.random(400) < 0.7).astype(float)
-    alone = evaluate.independent_pairs(values, np.arange(400))
+    alone = intervals.independent_pairs(values, np.arange(400))
     assert alone == pytest.approx(400)
-    sixfold = evaluate.independent_pairs(np.repeat(values, 6), np.repeat(np.arange(400), 6))
+    sixfold = intervals.independent_pairs(np.repeat(values, 6), np.repeat(np.arange(400), 6))
     assert sixfold == pytest.approx(400)
-    assert evaluate.independent_pairs(np.ones(12), np.repeat(np.arange(4), 3)) == 4
+    assert intervals.independent_pairs(np.ones(12), np.repeat(np.arange(4), 3)) == 4
 
 
 def test_intervals_over_clustered_pairs_cover_the_truth():
@@ -152,7 +152,7 @@ def test_intervals_over_clustered_pairs_cover_the_truth():
     covered = 0
     for _ in range(300):
         values = (rng.random((80, 6)) < rng.beta(1.4, 0.6, (80, 1))).astype(float).ravel()  # mean 0.7, correlated
-        trials = evaluate.independent_pairs(values, np.repeat(np.arange(80), 6))
-        low, high = evaluate.wilson(values.mean(), trials)
+        trials = intervals.independent_pairs(values, np.repeat(np.arange(80), 6))
+        low, high = intervals.wilson(values.mean(), trials)
         covered += low <= 0.7 <= high
     assert covered / 300 > 0.91
