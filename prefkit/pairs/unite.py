@@ -166,14 +166,14 @@ def _drop_equal(
     """Without the sets of equal prompts that `how` drops."""
     if not how.drop:
         return answers, prompts
-    head = heads.select("prompt_id", head="ordinal", head_entry="entry", file="origin_file", row="origin_row")
+    head = heads.select("prompt_id", head="ordinal", head_entry="entry", head_file="origin_file", head_row="origin_row")
     joined = prompts.join(head, on="prompt_id", how="left", maintain_order="left")
     kept = pl.col("ordinal") == pl.col("head")
     if how.on_duplicate == "merge":  # scores of different inputs do not compare, so the first input has the prompt
         kept = pl.col("entry") == pl.col("head_entry")
-    gone = joined.filter(~kept).select("file", "row", group="ordinal")
+    gone = joined.filter(~kept).select("head_file", "head_row", group="ordinal")
     fallen = answers.join(gone, on="group", maintain_order="left")
-    twin = pl.format("{}, row {} is the same prompt", "file", "row")
+    twin = pl.format("{}, row {} is the same prompt", "head_file", "head_row")
     rejects.append(tables.rejects(fallen, "dedupe", "exact_duplicate", twin))
     answers = answers.join(gone, on="group", how="anti", maintain_order="left")
     return answers, prompts.filter(joined.select(keep=kept)["keep"])

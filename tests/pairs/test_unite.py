@@ -90,6 +90,15 @@ def test_the_first_of_equal_prompts_that_can_give_a_pair_stays(tmp_path: Path) -
     assert fell(tmp_path) == {("tied", 1), ("exact_duplicate", 3)}
 
 
+@pytest.mark.parametrize("how", ["", MERGED])
+def test_a_dropped_duplicate_names_file_and_row_of_its_twin(tmp_path: Path, how: str) -> None:
+    second = '[[build.inputs]]\nuse = "ultrafeedback"\npaths = ["second.jsonl"]\n'
+    first = [rated("Another question", z=1, y=2), rated("Same", a=2, b=1)]
+    build(tmp_path, how + RATED.replace("[build.binarize]", second + "[build.binarize]"), rated=first, second=first[1:])
+    (detail,) = set(rejects_of(tmp_path / "out").filter(pl.col("reason") == "exact_duplicate")["detail"])
+    assert detail == "rated.jsonl, row 2 is the same prompt"
+
+
 def test_merged_ratings_are_compared_with_each_other(tmp_path: Path) -> None:
     rows = [rated("Same", a=5), rated("Other question", z=1), rated("same ", b=3), rated("same", c=4)]
     build(
