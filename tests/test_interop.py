@@ -14,9 +14,13 @@ from prefkit.pairs.verify import verify
 from tests.pairs.raw import dirty_lines, write_lines
 
 REAL = {
-    "prometheus/ratings.jsonl.gz": ("ultrafeedback", 80),
-    "ultrafeedback_binarized/train_1000.jsonl": ("ultrafeedback-binarized", 1000),
-    "hh_harmless/test.jsonl.gz": ("hh-rlhf", 2312),
+    "prometheus/ratings.jsonl.gz": ("ultrafeedback", 80, []),
+    "ultrafeedback_binarized/train_1000.jsonl": (
+        "ultrafeedback-binarized",
+        1000,
+        [f"build.inputs.0.{side}_score=metadata.score_{side}" for side in ("chosen", "rejected")],
+    ),
+    "hh_harmless/test.jsonl.gz": ("hh-rlhf", 2312, []),
 }
 
 
@@ -78,8 +82,8 @@ def test_trl_trains_on_it(made: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_data_builds_verifies_and_trains_in_trl(real_data: Path, tmp_path: Path, name: str) -> None:
-    pipeline, rows = REAL[name]
-    record = build_pairs(load_pipeline(pipeline), tmp_path / "out", given=[str(real_data / name)])
+    pipeline, rows, overrides = REAL[name]
+    record = build_pairs(load_pipeline(pipeline, overrides), tmp_path / "out", given=[str(real_data / name)])
     assert record.inputs[0].rows == rows
     assert verify(tmp_path / "out") == []
     assert record.rows("train") > 50
