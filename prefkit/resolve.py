@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
@@ -127,11 +128,9 @@ def check(address: str, given: Mapping[str, Any], where: str) -> Call:
         key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
         for key, parameter in known.items()
     }
-    model = pydantic.create_model(
-        "Options", __config__=pydantic.ConfigDict(strict=False, protected_namespaces=()), **fields
-    )
-    try:
-        checked = model(**given)
+    model = pydantic.create_model("Options", __config__=pydantic.ConfigDict(protected_namespaces=()), **fields)
+    try:  # strict, so that true is no number and "no" is not false; as JSON, so that a list may be a tuple
+        checked = model.model_validate_json(json.dumps(given, default=str), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])

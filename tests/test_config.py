@@ -111,6 +111,8 @@ def test_options_are_the_keyword_only_parameters() -> None:
     [
         ({}, "option count"),
         ({"count": "many"}, "option count.*'many'"),
+        ({"count": "3"}, "option count.*not '3'"),
+        ({"count": True}, "option count.*not True"),
         ({"count": 1, "kind": "c"}, "option kind"),
         ({"count": 1, "knid": "a"}, 'unknown option "knid".*"kind"'),
         ({"count": 1, "first": 2}, 'unknown option "first"'),
