@@ -106,6 +106,10 @@ class _Columns:
                 aspects = answer.aspects() if callable(answer.aspects) else answer.aspects
             if self.weights is not None:
                 score = weigh(aspects, self.weights)
+                if score is None:
+                    missing = ("missing_aspect", stands, _lacking(aspects, self.weights), answer.index, at, None)
+                    self._rejects.append(missing)
+                    continue
             if self.keep_aspects:
                 self._aspects += aspects
             count = len(aspects) if self.keep_aspects else 0
@@ -182,6 +186,12 @@ class _Columns:
             }
         ).with_columns(stage=pl.lit("read"), origin_file=pl.lit(self.file), cluster_id=pl.lit(None, pl.String))
         return found.select(schema.REJECTS.names)
+
+
+def _lacking(aspects: Aspects, weights: Mapping[str, float]) -> str:
+    rated = dict(aspects)
+    lacking = [name for name in weights if name not in rated]
+    return f"score_weights asks for {', '.join(lacking)}; rated are {', '.join(rated) or 'no aspects'}"
 
 
 def _transposed(rows: list[Any], width: int) -> list[Any]:

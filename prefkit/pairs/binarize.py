@@ -18,6 +18,7 @@ from typing import Annotated
 import polars as pl
 from pydantic import Field
 
+from prefkit.pairs.scores import on_paper
 from prefkit.pairs.text import uniform
 
 CANDIDATE = pl.col("candidate")
@@ -115,5 +116,5 @@ def _every(upper: pl.DataFrame, lower: pl.DataFrame) -> pl.DataFrame:
 def _widest(pairs: pl.DataFrame, at_most: int | None) -> pl.DataFrame:
     """The pairs of each group with the largest margins, in the order they had."""
     if at_most is not None:
-        pairs = pairs.filter(pl.col("margin").rank("ordinal", descending=True).over("group") <= at_most)
+        pairs = pairs.filter(on_paper(pl.col("margin")).rank("ordinal", descending=True).over("group") <= at_most)
     return pairs.select("chosen", "rejected")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from prefkit.pairs.records import BadRow
@@ -43,13 +44,13 @@ def text(row: Mapping[str, Any], path: str | None) -> str | None:
 
 
 def number(value: Any, *, field: str, written: bool = False) -> float | None:
-    """A finite number; None where it is null, NaN or infinite; BadRow where it is no number.
+    """A finite number (decimals of Parquet are some); None where it is null, NaN or infinite; BadRow where it is none.
 
     With `written`, decimal numbers in text count as well and empty text is null: all that CSV has.
     """
     if written and isinstance(value, str):
         return _decimal(value, field)
-    if isinstance(value, bool) or not isinstance(value, int | float | None):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | None):
         raise BadRow("wrong_type", f'"{field}" is not a number')
     try:
         return float(value) if value is not None and math.isfinite(value) else None

@@ -66,11 +66,11 @@ class Decontamination:
 
 def decontaminate(
     *,
-    paths: list[str],
+    paths: Annotated[list[str], Field(min_length=1)],
     column: str = "prompt",
     ngram: Annotated[int, Field(ge=SHINGLE, le=100)] | Literal[False] = 13,
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.5,
-    containment: Annotated[float, Field(gt=0, le=1, strict=True)] | Literal[False] = 0.8,
+    containment: Annotated[float, Field(gt=0, le=1)] | Literal[False] = 0.8,
     min_words: Annotated[int, Field(ge=SHINGLE)] = 8,
 ) -> Decontamination:
     """Remove prompts that overlap with evaluation prompts: the same text, shared n-grams, or nearly all of an item.
@@ -90,7 +90,7 @@ def files(paths: Sequence[str], base: Path) -> list[str]:
     Raises UsageError where nothing is found.
     """
     found: list[inputs.Place] = []
-    for name in paths:
+    for name in map(os.path.expanduser, paths):
         if _suffix(name) != ".txt":
             found += inputs.expand([name], base)
         elif (base / name).is_file():

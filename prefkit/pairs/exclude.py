@@ -14,6 +14,7 @@ the dataset card and the manifest, and counted.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def read(paths: Any, base: Path, where: str) -> Excluded:
     names = [paths] if isinstance(paths, str) else paths
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise UsageError(f'{where}: name a file of flags, "flags.jsonl", or a list of such files, not {paths!r}.')
-    found = [base / name for name in names]
+    found = [base / os.path.expanduser(name) for name in names]
     for path in found:
         if not path.is_file():
             raise UsageError(f"{where}: {path}: no such file. A relative path starts at the pipeline file.")

@@ -35,11 +35,13 @@ from prefkit.pairs.patterns import (
     TEMPLATE_TOKENS,
     Language,
 )
+from prefkit.pairs.scores import on_paper
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Limit = Annotated[float, Field(ge=0)]
+Names = Annotated[list[str], Field(min_length=1)]
 Languages = Annotated[tuple[Language, ...], Field(min_length=1)]
 
 LAST_LINE = 300  # characters of an answer in which its last line is looked for
@@ -48,20 +50,22 @@ LAST_LINE = 300  # characters of an answer in which its last line is looked for
 def prompt_length(*, min_characters: Count = 1, max_characters: Count = 20_000) -> pl.Expr:
     """Keep prompts whose turns together have between min_characters and max_characters."""
     lengths = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars())
-    return lengths.list.sum().is_between(min_characters, max_characters)
+    return _within(lengths.list.sum(), min_characters, max_characters, "prompt_length")
 
 
 def response_length(*, min_characters: Count = 1, max_characters: Count = 20_000) -> pl.Expr:
     """Keep responses with between min_characters and max_characters, outer white space not counted."""
-    return pl.col("response").str.strip_chars().str.len_chars().is_between(min_characters, max_characters)
+    return _within(
+        pl.col("response").str.strip_chars().str.len_chars(), min_characters, max_characters, "response_length"
+    )
 
 
-def sources(*, allow: list[str] | None = None, deny: list[str] | None = None) -> pl.Expr:
+def sources(*, allow: Names | None = None, deny: Names | None = None) -> pl.Expr:
     """Keep rows by the name of their source: those in allow (if given), none in deny."""
     return _listed("source", allow, deny)
 
 
-def models(*, allow: list[str] | None = None, deny: list[str] | None = None) -> pl.Expr:
+def models(*, allow: Names | None = None, deny: Names | None = None) -> pl.Expr:
     """Keep answers by the model that gave them: those in allow (if given), none in deny.
 
     An answer whose model is not known passes `deny` and fails `allow`.
@@ -69,7 +73,7 @@ def models(*, allow: list[str] | None = None, deny: list[str] | None = None) -> 
     return _listed("model", allow, deny)
 
 
-def languages(*, allow: list[str], min_probability: Fraction = 0.5) -> pl.Expr:
+def languages(*, allow: Names, min_probability: Fraction = 0.5) -> pl.Expr:
     """Keep prompts tagged as one of the allowed languages with at least min_probability."""
     return pl.col("lang").is_in(allow) & (pl.col("lang_prob") >= min_probability)
 
@@ -175,8 +179,8 @@ def pii(*, kinds: redact.Kinds = redact.KINDS) -> pl.Expr:
 
 
 def min_margin(*, margin: Limit) -> pl.Expr:
-    """Keep pairs whose chosen answer is scored at least margin above the rejected one."""
-    return pl.col("margin") >= margin
+    """Keep pairs whose chosen answer is scored at least margin above the rejected one, as on paper: 4.1 - 3.1 is 1."""
+    return on_paper(pl.col("margin")) >= margin
 
 
 def length_ratio(*, max_ratio: Annotated[float, Field(ge=1)] = 10.0, floor: Positive = 200) -> pl.Expr:
@@ -214,7 +218,13 @@ def pairs_per_prompt(*, at_most: Positive) -> pl.Expr:
     Source: many comparisons of one prompt, seen as if they were independent, overfit (InstructGPT, Ouyang et al.,
     arXiv:2203.02155, section 3.5).
     """
-    return pl.col("margin").rank("ordinal", descending=True).over("prompt_id") <= at_most
+    return on_paper(pl.col("margin")).rank("ordinal", descending=True).over("prompt_id") <= at_most
+
+
+def _within(length: pl.Expr, least: int, most: int, rule: str) -> pl.Expr:
+    if least > most:
+        raise UsageError(f"[[build.filters]] {rule}: min_characters = {least} is more than max_characters = {most}.")
+    return length.is_between(least, most)
 
 
 def _listed(column: str, allow: list[str] | None, deny: list[str] | None) -> pl.Expr:

@@ -73,13 +73,13 @@ class Indexed(NamedTuple):
 
 
 def expand(given: list[str], base: Path, outside: Place | None = None) -> list[Place]:
-    """Files, folders and globs (relative to `base`, or URLs) in the given order; folders and globs sorted by name.
+    """Files, folders and globs (relative to `base` or to ~, or URLs) in the given order; folders and globs sorted.
 
     A folder gives all its raw files, but no hidden ones and none under `outside`. An hf:// URL names the commit that
     its revision stands for now. Raises UsageError where an input matches nothing or is of an unknown kind.
     """
     places: list[Place] = []
-    for name in given:
+    for name in map(os.path.expanduser, given):
         found = _remote(name, outside) if urls.is_url(name) else _local(name, base, outside)
         shown = urls.shown(name) if urls.is_url(name) else str(base / name) if name else repr(name)
         if not found:

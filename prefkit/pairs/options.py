@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -241,7 +242,7 @@ def _language(table: dict[str, Any], pipeline: Pipeline) -> Call | None:
         return None
     call = _fixed(table, pipeline, "language", "prefkit.pairs.language:language")
     if call.options["model"] != SHIPPED:
-        call.options["model"] = str(pipeline.folder / call.options["model"])
+        call.options["model"] = str(pipeline.folder / os.path.expanduser(call.options["model"]))
     model_path(call.options["model"])
     return call
 

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from prefkit import manifest
 from prefkit.config import Pipeline
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import InputFile, Manifest, Shard, SketchFile, StageReport
-from prefkit.pairs import card, extend, software
+from prefkit.pairs import card, extend, software, tables
 from prefkit.pairs.engine import Task, sweep
 from prefkit.pairs.extend import Before
 from prefkit.pairs.options import Options
@@ -222,11 +224,24 @@ def account(
         lost.update({reason: count for reason, count in part["lost"].items() if count})
     report("binarize", planned.kind, kept + lost.total(), dict(lost))
     if not kept:
-        main = [f"{reason} {count:,}" for (_, _, reason), count in fallen.most_common(3)]
-        fell = ", ".join(main) or "nothing; the input is empty"
-        raise DataError(f"no {planned.kind} left of {rows:,} rows. Most fell to: {fell}.")
+        main = fallen.most_common(3)
+        fell = ", ".join(f"{reason} {count:,}" for (_, _, reason), count in main) or "nothing; the input is empty"
+        example = _example(main[0][0], [*read, *selected]) if main else ""
+        raise DataError(f"no {planned.kind} left of {rows:,} rows. Most fell to: {fell}.{example}")
     said = [*(before.record.remarks if before.record else []), *remarks]
     return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages, remarks=said)
+
+
+def _example(fate: tuple[str, bool, str], folders: Sequence[Path]) -> str:
+    """A sentence about one reject of a stage and reason, since no data set is left to look at."""
+    stage, is_row, reason = fate
+    wanted = (pl.col("stage") == stage) & (pl.col("reason") == reason)
+    wanted &= pl.col("completion_index").is_null() if is_row else pl.col("completion_index").is_not_null()
+    for rows in (rows for folder in folders for rows in tables.read(folder / "rejects.arrow")):
+        for found in rows.filter(wanted).head(1).iter_rows(named=True):
+            detail = f": {found['detail']}" if found["detail"] else ""
+            return f" For example {found['origin_file']}, row {found['origin_row']}, {reason}{detail}."
+    return ""
 
 
 def _rows_of_files(planned: Manifest, sources: Sequence[Source], reads: Sequence[Any]) -> list[InputFile]:

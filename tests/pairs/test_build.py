@@ -257,6 +257,12 @@ def test_a_failed_build_leaves_the_old_data_set_alone(raw: Path, tmp_path: Path)
     assert {name: data for name, data in contents(out).items() if not name.startswith(".work")} == before
 
 
+def test_where_nothing_is_left_the_error_shows_a_row(raw: Path, tmp_path: Path) -> None:
+    wanted = r"no pairs left of .* For example raw\.jsonl, row \d+, sources: .*; source: truthful_qa\."
+    with pytest.raises(DataError, match=wanted):
+        build_pairs(pipeline(tmp_path, "build.filters.min_margin.margin=99"), tmp_path / "out", given=[str(raw)])
+
+
 def test_a_folder_of_somebody_else_is_not_touched(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()

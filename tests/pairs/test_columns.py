@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -51,3 +52,8 @@ def test_a_number_written_by_python_is_read_back(value: float) -> None:
 def test_what_is_no_number(value: Any) -> None:
     with pytest.raises(BadRow, match="wrong_type"):
         columns.number(value, field="x")
+
+
+def test_decimals_of_parquet_are_numbers() -> None:
+    assert columns.number(Decimal("4.10"), field="x") == 4.1
+    assert columns.number(Decimal("NaN"), field="x") is None

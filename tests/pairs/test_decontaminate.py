@@ -361,7 +361,7 @@ def test_the_identity_of_evaluation_files_is_that_of_their_bytes(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"ngram": 4}, {"ngram": True}, {"containment": True}, {"coverage": 2}, {"paths": "a"}]
+    "wrong", [{"ngram": 4}, {"ngram": True}, {"containment": True}, {"coverage": 2}, {"paths": "a"}, {"paths": []}]
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):

@@ -338,6 +338,19 @@ def test_pairs_per_prompt_keeps_the_largest_margins_and_of_ties_the_first() -> N
     assert all(kept(filters.pairs_per_prompt(at_most=5), rows))
 
 
+def test_margins_are_compared_as_on_paper() -> None:
+    assert 4.1 - 3.1 < 1 < 8.3 - 7.3
+    rows = pairs(*({"prompt_id": "p", "margin": margin} for margin in (4.1 - 3.1, 2.0 - 1.0, 8.3 - 7.3, 0.999)))
+    assert kept(filters.min_margin(margin=1), rows) == [True, True, True, False]
+    assert kept(filters.pairs_per_prompt(at_most=1), rows) == [True, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["prompt_length", "response_length"])
+def test_bounds_that_no_length_meets_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="min_characters = 10 is more than max_characters = 5"):
+        load(f"prefkit.pairs.filters:{name}")(min_characters=10, max_characters=5)
+
+
 # --- all of them
 
 REQUIRED: dict[str, dict[str, Any]] = {

@@ -284,6 +284,12 @@ def test_names_are_as_short_as_keeps_them_apart() -> None:
         names(["/x/a.jsonl"], ["/x/a.jsonl"])
 
 
+def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "raw.jsonl").touch()
+    assert inputs.expand(["~/raw.jsonl", "~/*.jsonl"], Path("/elsewhere")) == [tmp_path / "raw.jsonl"] * 2
+
+
 def test_a_folder_in_brackets_is_no_pattern(tmp_path: Path) -> None:
     (tmp_path / "[raw]").mkdir()
     (tmp_path / "[raw]" / "a.jsonl").touch()

@@ -191,11 +191,20 @@ def test_scores_from_weights_over_aspects(folder: Path, tmp_path: Path) -> None:
             assert found == pytest.approx(score(number, index))
 
 
+def test_an_aspect_that_is_not_rated_is_named(folder: Path, tmp_path: Path) -> None:
+    build(folder, tmp_path / "out", "build.inputs.0.score_weights={helpfull = 1}")
+    fallen = rejects_of(tmp_path / "out").filter(pl.col("reason") == "missing_aspect")
+    assert set(fallen["origin_file"]) == {"first.jsonl"}
+    assert all(text.startswith("score_weights asks for helpfull; rated are ") for text in fallen["detail"])
+    assert any("helpfulness" in text for text in fallen["detail"])
+
+
 @pytest.mark.parametrize(
     "override, words",
     [
         (WEIGHT(0, 1), "some entries have a weight"),
         (CAP(0, 0), "option cap"),
+        (CAP(0, "true"), "option cap: Input should be a valid integer, not True"),
         (WEIGHT(0, -1), "option weight"),
         ("build.inputs.0.score_weights={}", "option score_weights"),
         ("build.inputs.0.caps=3", "caps"),

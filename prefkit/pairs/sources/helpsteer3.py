@@ -23,7 +23,7 @@ STRONGEST = 3
 
 
 class Vote(msgspec.Struct):
-    score: int
+    score: int | None = None
 
 
 class Row(msgspec.Struct):
@@ -49,7 +49,8 @@ def helpsteer3(
     if preference == "overall":
         found = Score(None if row.overall_preference is None else _in_range(row.overall_preference))
     else:
-        found = _vote([_in_range(vote.score) for vote in row.individual_preference or []], preference)
+        votes = [_in_range(vote.score) for vote in row.individual_preference or [] if vote.score is not None]
+        found = _vote(votes, preference)
     first = second = found.score
     if found.score is not None:
         first, second = max(0.0, -found.score), max(0.0, found.score)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from prefkit.errors import UsageError
 from prefkit.pairs.columns import get, need, number, text
 from prefkit.pairs.records import (
     BadRow,
@@ -39,6 +40,8 @@ def pairs(
     source_column: str | None = None,
 ) -> Iterator[Rated]:
     """Rows of prompt, chosen and rejected under column names of your choice; a dot steps into a nested column."""
+    if bool(chosen_score) != bool(rejected_score):
+        raise UsageError("[[build.inputs]] pairs: chosen_score and rejected_score go together; name both columns.")
     head = messages(value, field=str(prompt), text_role="user") if (value := get(row, prompt)) is not None else None
     better = messages(need(row, chosen), field=chosen, text_role="assistant")
     worse = messages(need(row, rejected), field=rejected, text_role="assistant")
@@ -48,7 +51,7 @@ def pairs(
             raise BadRow("prompts_differ", f'"{chosen}" and "{rejected}" share no first turn that could be the prompt')
     better, worse = without_prompt(head, better), without_prompt(head, worse)
     scores: tuple[float | None, float | None] = (1.0, 0.0)
-    if chosen_score or rejected_score:
+    if chosen_score:
         scores = (
             number(get(row, chosen_score), field=str(chosen_score)),
             number(get(row, rejected_score), field=str(rejected_score)),

@@ -62,3 +62,11 @@ def test_a_preference_that_nobody_states_is_no_score() -> None:
     assert one("helpsteer3", row(overall_preference=10**400)) == "preference_out_of_range"
     assert one("helpsteer3", row(overall_preference=1.5)) == "wrong_type"
     assert one("helpsteer3", row(overall_preference=1, context=[{"role": "user"}])) == "wrong_type"
+
+
+def test_a_person_who_stated_nothing_has_no_vote() -> None:
+    nobody = {"score": None}
+    found = one("helpsteer3", row(overall_preference=-2, individual_preference=[nobody]))
+    assert [answer.score for answer in rated(found).completions] == [2, 0]
+    found = one("helpsteer3", row(individual_preference=[nobody, {"score": 3}]), preference="mean")
+    assert [answer.score for answer in rated(found).completions] == [0, 3]

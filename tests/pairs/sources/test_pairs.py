@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from prefkit.errors import UsageError
 from prefkit.pairs.records import BadRow, Message, Rated
 from prefkit.pairs.sources.pairs import pairs
 
@@ -106,8 +107,16 @@ def test_a_missing_score_is_not_guessed() -> None:
             {"chosen_score": "s", "rejected_score": "t"},
             "score_contradicts_label",
         ),
-        ({"prompt": "Q", "chosen": "a", "rejected": "b", "s": "1"}, {"chosen_score": "s"}, "wrong_type"),
-        ({"prompt": "Q", "chosen": "a", "rejected": "b", "s": 10**400}, {"chosen_score": "s"}, "wrong_type"),
+        (
+            {"prompt": "Q", "chosen": "a", "rejected": "b", "s": "1"},
+            {"chosen_score": "s", "rejected_score": "s"},
+            "wrong_type",
+        ),
+        (
+            {"prompt": "Q", "chosen": "a", "rejected": "b", "s": 10**400},
+            {"chosen_score": "s", "rejected_score": "s"},
+            "wrong_type",
+        ),
     ],
 )
 def test_bad_rows_say_why(row: dict[str, Any], options: dict[str, str], reason: str) -> None:
@@ -115,3 +124,8 @@ def test_bad_rows_say_why(row: dict[str, Any], options: dict[str, str], reason: 
         one(row, **options)
     assert caught.value.reason == reason
     assert caught.value.detail
+
+
+def test_a_score_for_one_side_alone_is_refused() -> None:
+    with pytest.raises(UsageError, match="chosen_score and rejected_score go together"):
+        list(pairs({"prompt": "q", "chosen": "a", "rejected": "b"}, chosen_score="s"))
