@@ -2,8 +2,8 @@
 
 The model is made of tensors without storage (torch's FakeTensorMode), so parameters are counted and not modelled, and
 what its layers hold and compute is measured on a few such tokens, as `prefkit.train.blocks` measures it on real ones:
-exact for any dense architecture, and any size. With N parameters, of which n learn, T = `max_tokens`, and d, V the
-width and the vocabulary:
+exact for dense architectures and mixtures of experts (`experts.py`), of any size. With N parameters, of which n learn,
+T = `max_tokens`, and d, V the width and the vocabulary:
 
     weights      4 N bytes, float32; under an adapter 2 for those of linear layers, if the computation and the
                  model's files are in 16 bits, and 0.516 as NF4 (arXiv:2305.14314)
@@ -18,7 +18,8 @@ Tokens are those of the first rows of the train split, tokenised, times the numb
 hash, so these are a sample. FLOPs, with a multiplication and an addition counted as two:
 
     forward      C (a + b L / 2) + 2 d V A      C tokens computed, L the mean length of a sequence, A answer tokens;
-                                                a, b measured: 2 for each weight of a layer; 4 width for each position
+                                                a, b measured: 2 for each weight of a layer that
+                                                a token uses; 4 width for each position
     backward     twice that; once with an adapter, since frozen weights need no gradient
     whole step   one forward more, for losses that look at all pairs of a step
     recompute    once the layers', with activation_checkpointing = "full"
@@ -43,7 +44,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefkit.errors import PrefkitError, TrainError, one_line
 from prefkit.manifest import Manifest
-from prefkit.train import attention, blocks, chat, objective, policy, run, shards
+from prefkit.train import attention, blocks, chat, experts, objective, policy, run, shards
 from prefkit.train.adapters import Lora
 from prefkit.train.attention import backbone
 from prefkit.train.chat import Tokenising
@@ -72,6 +73,7 @@ class Size(NamedTuple):
     """What a model is, holds and computes, counted on fake tensors."""
 
     parameters: int
+    active: int  # that a token uses: not those of experts which it is not sent to
     learning: int
     linear: int  # parameters of linear layers other than the head
     width: int
@@ -122,6 +124,7 @@ def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tf
     flops = rows * step + passes * forward
     return {
         "parameters": size.parameters,
+        "active": size.active,
         "learning": size.learning,
         "memory_gib": {
             name: round(value / GIB, 3) for name, value in (memory | {"total": sum(memory.values())}).items()
@@ -162,6 +165,7 @@ def size(options: TrainOptions, phase: Phase, words: Any) -> Size:
     with FakeTensorMode():
         model = fake(options, words)
         attention.enable(model)
+        experts.let_measure(model)
         learning = parameters = sum(p.numel() for p in model.parameters())
         keeping = phase.activation_checkpointing
         if isinstance(keeping, str):
@@ -171,8 +175,9 @@ def size(options: TrainOptions, phase: Phase, words: Any) -> Size:
         try:
             copies, held = blocks.bytes_held(model, autocast)
             flops, more = forward_flops(model)
-        except Exception as error:  # what depends on values has none to depend on: routers of experts, for one
+        except Exception as error:  # what depends on values has none to depend on: a loop over experts, for one
             raise TrainError(f"{type(model).__name__} cannot be measured without weights: {one_line(error)}") from error
+        active = experts.parameters_active(model)
     if phase.lora is not None:
         with torch.device("meta"):  # peft moves its weights, which fake tensors do not survive
             bare = Policy(fake(options, words), torch.device("meta"), "float32", None)
@@ -181,7 +186,9 @@ def size(options: TrainOptions, phase: Phase, words: Any) -> Size:
     head = model.get_output_embeddings()
     layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
     linear = sum(layer.weight.numel() for layer in layers)
-    return Size(parameters, learning, linear, shape.embedding_dim, shape.num_embeddings, copies, held, flops, more)
+    return Size(
+        parameters, active, learning, linear, shape.embedding_dim, shape.num_embeddings, copies, held, flops, more
+    )
 
 
 def fake(options: TrainOptions, words: Any) -> Any:

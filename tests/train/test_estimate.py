@@ -116,6 +116,27 @@ def test_tokens_are_those_of_the_run(data, tmp_path):
     assert entry["steps"] == report["steps"]
 
 
+def test_a_mixture_of_experts_takes_memory_of_all_and_flops_of_those_used(data):
+    mixture = {**TINY, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+    one, eight = (
+        planned(
+            data,
+            {**DPO, "reference": "live"},
+            config={**mixture, "num_local_experts": number},
+            tokenizer={"vocab_size": 400},
+        )[0]
+        for number in (2, 8)  # of two, a token uses both
+    )
+    assert one["active"] == one["parameters"]
+    router = 6 * TINY["hidden_size"] * TINY["num_hidden_layers"]
+    assert eight["active"] == one["active"] + router
+    assert eight["parameters"] > 2 * one["parameters"]
+    assert eight["flops"] == pytest.approx(one["flops"], rel=0.02)
+    bytes_of_all = 4 * eight["parameters"] / 2**30
+    assert eight["memory_gib"]["weights"] == pytest.approx(bytes_of_all, abs=6e-4)
+    assert eight["memory_gib"]["live reference"] == pytest.approx(bytes_of_all, abs=6e-4)
+
+
 def test_an_adapter_is_estimated_from_above(data):
     words = tokenizer.train_bpe(data, manifest.read(data), vocab_size=400)
     model = policy.create(TINY | {"hidden_size": 128, "intermediate_size": 256}, words, seed=0)
