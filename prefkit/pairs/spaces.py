@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from prefkit.pairs.compiled import compiled
+
+MAY_BE_SPACE = np.array([byte <= 32 or byte in (0xC2, 0xE1, 0xE2, 0xE3) for byte in range(256)])  # if it begins one
 
 
 @compiled
@@ -40,7 +44,7 @@ def skip_space(data: Any, at: int, end: int) -> int:
 
 @compiled
 def word_end(data: Any, at: int, end: int) -> int:
-    while at < end and _space(data, at) == 0:
+    while at < end and not (MAY_BE_SPACE[data[at]] and _space(data, at)):
         at += 1
     return at
 
@@ -48,12 +52,12 @@ def word_end(data: Any, at: int, end: int) -> int:
 @compiled
 def cut(data: Any, at: int, end: int, characters: int) -> int:
     """Where the first `characters` characters end."""
-    if end - at <= characters:
-        return end
     count = 0
-    while at < end:
-        count += data[at] & 0xC0 != 0x80
-        if count > characters:
-            break
+    while at < end and count < characters:
+        step = min(characters - count, end - at)
+        for i in range(at, at + step):
+            count += data[i] & 0xC0 != 0x80
+        at += step
+    while at < end and data[at] & 0xC0 == 0x80:
         at += 1
     return at

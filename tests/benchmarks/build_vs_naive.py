@@ -1,12 +1,15 @@
 """The whole of `prefkit build-pairs` against the job as one would write it with datasets, datasketch and fastText.
 
-    python tests/benchmarks/build_vs_naive.py RAW.jsonl --peer NAIVE.py [--workers 2] [--repeats 3]
+    python tests/benchmarks/build_vs_naive.py RAW.jsonl --peer NAIVE.py [--workers 2] [--repeats 3] [--python PLAIN]
     python tests/benchmarks/build_vs_naive.py SMALL.jsonl LARGE.jsonl          # how time and memory grow
 
 RAW is UltraFeedback-shaped JSONL. NAIVE is any script that does the same job as `NAIVE.py RAW OUT --procs N`. Both run
 in turn as processes of their own, start-up included, on a warm page cache; medians, and the ratio. Memory is looked at
 in one run more, which is not timed, since looking takes a core: the peak of the sum over a process and its children,
 every 200 ms, of the memory that is theirs alone (USS), so that mapped files do not count twice.
+
+PLAIN is the Python of an environment that holds prefkit and what it needs, as a user's who builds pairs. In a
+developer's, each process also imports scipy: numba looks whether it is there.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--python", default=sys.executable, help="that runs prefkit (default: this one)")
     parser.add_argument("--pipeline", default="ultrafeedback")
     parser.add_argument("--scratch", type=Path, help="where to write (default: a temporary folder)")
     given = parser.parse_args()
@@ -76,7 +80,7 @@ def main() -> None:
                 pass
         workers = ["--workers", str(given.workers)]
         commands = {
-            "prefkit": [sys.executable, "-m", "prefkit", "build-pairs", given.pipeline, str(raw), *workers, "--out"]
+            "prefkit": [given.python, "-m", "prefkit", "build-pairs", given.pipeline, str(raw), *workers, "--out"]
         }
         if given.peer:
             commands["naive"] = [sys.executable, str(given.peer), "--procs", str(given.workers), str(raw)]
