@@ -225,10 +225,14 @@ def _csv_rows(part: Part) -> Iterator[RawRow]:
         raise DataError(f"{part.file.shown}: its header cannot be read as CSV ({error}).") from error
 
 
-def _csv_header(names: list[str], file: RawFile) -> list[str]:
+def _refuse_twice(names: list[str], file: RawFile) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{file.shown}: its header has two columns {twice!r}. Give each column a name of its own.")
+        raise DataError(f"{file.shown}: it has two columns {twice!r}. Give each column a name of its own.")
+
+
+def _csv_header(names: list[str], file: RawFile) -> list[str]:
+    _refuse_twice(names, file)
     if any("\udc80" <= character <= "\udcff" for character in "".join(names)):
         raise DataError(f"{file.shown}: its header is no text in UTF-8. Is this a CSV file?")
     return names
@@ -266,9 +270,12 @@ def parquet(file: RawFile) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(open_raw(file) if file.is_remote else file.path, pre_buffer=file.is_remote)
+        opened = pq.ParquetFile(open_raw(file) if file.is_remote else file.path, pre_buffer=file.is_remote)
+        names = opened.schema_arrow.names
     except pa.ArrowInvalid as error:
         raise DataError(f"{file.shown}: not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+    _refuse_twice(names, file)
+    return opened
 
 
 def _parquet_rows(part: Part) -> Iterator[RawRow]:
@@ -279,8 +286,22 @@ def _parquet_rows(part: Part) -> Iterator[RawRow]:
     groups = list(range(part.start, part.end))
     try:
         for batch in parquet(part.file).iter_batches(batch_size=100, row_groups=groups):
-            for value in batch.to_pylist():
-                yield RawRow(number, b"", value)
+            for row in _batch_rows(batch, number):
+                yield row
                 number += 1
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{part.file.shown}: row {number} or soon after cannot be read ({error}).") from error
+
+
+def _batch_rows(batch: Any, number: int) -> Iterator[RawRow]:
+    """The rows of a record batch. Where one holds what Python cannot (text that is not UTF-8, a date after the year
+    9999), it is a problem of that row alone."""
+    try:
+        yield from (RawRow(at, b"", value) for at, value in enumerate(batch.to_pylist(), number))
+    except (ValueError, OverflowError) as error:
+        if len(batch) > 1:
+            for place in range(len(batch)):
+                yield from _batch_rows(batch.slice(place, 1), number + place)
+            return
+        reason = "not_utf8" if isinstance(error, UnicodeDecodeError) else "wrong_type"
+        yield RawRow(number, b"", None, (reason, f"a value cannot be read: {error}"))

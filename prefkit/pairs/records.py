@@ -89,7 +89,7 @@ def messages(value: Any, *, field: str, text_role: str) -> list[Message]:
         return [Message(text_role, value)]
     if isinstance(value, Mapping):
         return [_message(value, field)]
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_message(item, field) for item in value]
     raise BadRow("wrong_type", f'"{field}" is {_kind(value)}, not text or messages')
 

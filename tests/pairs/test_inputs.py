@@ -162,6 +162,22 @@ def test_headers_that_cannot_be(tmp_path: Path, content: bytes, words: str) -> N
         raw_rows(tmp_path / "a.csv")
 
 
+def test_a_value_that_cannot_be_read_costs_its_row_of_parquet_alone(tmp_path: Path) -> None:
+    ends = pa.array([0, 1, 3, 4], pa.int32()).buffers()[1]
+    texts = pa.StringArray.from_buffers(3, ends, pa.py_buffer(b"a\xff\xfeb"))
+    days = pa.array([2**62, 0, None], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(pa.table({"text": texts, "day": days}), tmp_path / "a.parquet")
+    rows = raw_rows(tmp_path / "a.parquet")
+    assert [row.problem and row.problem[0] for row in rows] == ["wrong_type", "not_utf8", None]
+    assert [row.number for row in rows] == [1, 2, 3] and rows[2].value == {"text": "b", "day": None}
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], ["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="two columns 'a'"):
+        raw_rows(tmp_path / "a.parquet")
+
+
 def test_a_field_without_end_is_no_text_but_a_lost_quote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "LONGEST_ROW", 1000)
     (tmp_path / "a.csv").write_bytes(b'a,b\n1,2\n"3,' + b"4\n" * 1000)
