@@ -140,5 +140,5 @@ def check(address: str, given: Mapping[str, Any], where: str) -> Call:
 
 
 def summary(function: Callable[..., Any]) -> str:
-    """First line of the docstring: what help texts, the data-set card and the report print."""
-    return (inspect.getdoc(function) or "").partition("\n")[0]
+    """First paragraph of the docstring, on one line: what help texts, the data-set card and the report print."""
+    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())

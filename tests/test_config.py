@@ -106,6 +106,17 @@ def test_options_are_the_keyword_only_parameters() -> None:
     assert resolve.summary(sample) == "A function to be resolved."
 
 
+def test_a_summary_is_the_first_paragraph() -> None:
+    def long() -> None:
+        """One sentence that goes
+        on and on.
+
+        And another.
+        """
+
+    assert resolve.summary(long) == "One sentence that goes on and on."
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -81,7 +81,8 @@ def _functions(record: Manifest) -> list[str]:
         settings = ", ".join(
             f"{name} = {value!r}" for name, value in row.items() if name != "use" and value is not None
         )
-        described.append(f"`{row['use'].rpartition(':')[2]}`: {summary(load(row['use']))} {_plain(f'({settings})')}")
+        with_settings = f" {_plain(f'({settings})')}" if settings else ""
+        described.append(f"`{row['use'].rpartition(':')[2]}`: {summary(load(row['use']))}{with_settings}")
     if excluded := options["exclude"]:
         described.append(f"`exclude`: Leave out the pairs that a person flagged. {_plain(f'(flags = {excluded!r})')}")
     return described
