@@ -204,6 +204,9 @@ def fuzz(
     assert {*told[0]["chosen_row"], *told[0]["rejected_row"], *told[1]["origin_row"]} == bystanders
     reasons = {reason for stage in manifest.read(folder / "all").stages for reason in stage.rejected}
     assert {"not_json", "not_utf8", "wrong_type"} <= reasons, "the mutations must be able to do harm"
+    print(
+        f"{use}: {len(lines) - len(sound):,} of {len(lines):,} lines mutated; {len(bystanders):,} beside them compared"
+    )
     return len(lines) - len(sound)
 
 
