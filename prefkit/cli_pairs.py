@@ -99,6 +99,9 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
         metavar="OLD",
         help="add the inputs to this finished data set: DIR gets all of OLD and more",
     )
+    parser.add_argument(
+        "--no-report", action="store_true", help="write no report.html, the page of findings, charts and a sample"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no table")
     parser.set_defaults(run=_build_pairs, interrupted="interrupted. The same command goes on from the finished steps.")
 
@@ -116,6 +119,7 @@ def _build_pairs(given: argparse.Namespace) -> int:
     from prefkit.pairs import extend, remote, summary
     from prefkit.pairs.build import build_pairs
     from prefkit.pairs.options import check_build
+    from prefkit.pairs.publish import REPORT
     from prefkit.progress import Stages
 
     url = given.out if urls.is_url(given.out) else None
@@ -146,13 +150,16 @@ def _build_pairs(given: argparse.Namespace) -> int:
             progress=progress,
             onto=given.onto,
             upload_to=url,
+            with_report=not given.no_report,
         )
     if finished_before and not url and not given.quiet:
         print(f"{out}: finished before, from the same inputs and options; nothing to do.")
     if not given.quiet:
         summary.print_record(record, given.out, time.perf_counter() - started, Console(highlight=False))
-        if not url and record.kind == "pairs":
-            print(f"To look at it: prefkit report {shlex.quote(str(out))} --open")
+        if not url and (out / REPORT).exists():
+            print(
+                f"To look at it: {shlex.quote(str(out / REPORT))}, and all of it: prefkit view {shlex.quote(str(out))}"
+            )
     return 0
 
 

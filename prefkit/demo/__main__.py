@@ -47,9 +47,9 @@ def main() -> int:
 
 def run(out: Path, console: Console) -> dict[str, Any]:
     """Build, train, evaluate; returns the report. What an earlier, interrupted demo finished is not done again."""
-    from prefkit.pairs import report as data_report
     from prefkit.pairs import summary
     from prefkit.pairs.build import build_pairs
+    from prefkit.pairs.publish import REPORT
     from prefkit.progress import Stages
     from prefkit.train import metrics
     from prefkit.train.run import train
@@ -61,7 +61,7 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     with Stages() as stages:
         record = build_pairs(pipeline, data, workers=2, progress=stages)
     summary.print_record(record, data, time.perf_counter() - started, console)
-    seen = [data_report.write(data), trained / "report.html"]
+    seen = [data / REPORT, trained / "report.html"]
 
     console.rule(f"prefkit train demo --data {data} --out {trained}")
     with metrics.live_progress(console) as progress:

@@ -11,7 +11,7 @@ Flagged pairs fall, and quotas over all pairs are met, between select and write,
 
 Every step is tasks from files to files under OUT/.work (see `engine`), named by the hash of what goes in. A killed run
 goes on from its finished tasks; a changed option redoes the steps from there on and no earlier one. The finished files
-are then moved into place, and the manifest is written last.
+are then moved into place, and the manifest is written last; behind it, for people, report.html.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from prefkit import manifest
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.manifest import Manifest
-from prefkit.pairs import engines, extend, publish, remote
+from prefkit.pairs import engines, extend, publish, remote, report
 from prefkit.pairs.engine import Task, run
 from prefkit.pairs.options import check_build
 from prefkit.pairs.read import close_parts, read_part
@@ -46,6 +46,7 @@ def build_pairs(
     progress: Stages | None = None,
     onto: Path | None = None,
     upload_to: str | None = None,
+    with_report: bool = True,
 ) -> Manifest:
     """Build the data set that `pipeline` describes into the folder `out`, and return its manifest.
 
@@ -55,7 +56,8 @@ def build_pairs(
     `engine`, `workers` and `address` say where the tasks run (see `engines.executor`): without them, in this process.
     With `onto`, a finished data set, the result is that one with these files added to it (see `extend`). With
     `upload_to`, a URL, the result is put there as well, under the same rules, and `out` is no more than where it is
-    made. Raises UsageError or DataError.
+    made. `with_report` writes report.html beside the finished data set, unless there is one of it (see `report`).
+    Raises UsageError or DataError.
     """
     pipeline, out = load_pipeline(pipeline), Path(out)
     before = extend.open_before(onto, out)
@@ -67,14 +69,19 @@ def build_pairs(
         def plan() -> Manifest:
             return publish.plan(pipeline, options, sources, limit, before)
 
+        def finish() -> None:
+            if with_report and options.kind == "pairs":
+                _report(out, stages)
+            publish.clean(out, keep_work)
+            _upload(out, upload_to, overwrite, stages)
+
         if onto or upload_to or ((out / manifest.FILE_NAME).exists() and not overwrite):  # is it what is asked for?
             _index(sources, stages)
             extend.check(before, options, sources)
             if upload_to:
                 remote.refuse_other(upload_to, plan(), overwrite)
             if (finished := publish.finished(out, plan(), overwrite, scratch=bool(upload_to))) is not None:
-                publish.clean(out, keep_work)
-                _upload(out, upload_to, overwrite, stages)
+                finish()
                 return finished
         steps = Steps(options, sources, (out / ".work").absolute(), functools.partial(_run, executor, stages), before)
         read = steps.read()
@@ -88,8 +95,7 @@ def build_pairs(
         files = steps.write(read, selected)
         record = publish.publish(out, record, files, sketches, before)
         close_parts()
-        publish.clean(out, keep_work)
-        _upload(out, upload_to, overwrite, stages)
+        finish()
     return record
 
 
@@ -98,6 +104,14 @@ def _index(sources: Sequence[Source], stages: Stages) -> None:
     stages.stage("index", len(sources))
     for given in sources:
         given.index.finish()
+        stages.advance(1)
+
+
+def _report(out: Path, stages: Stages) -> None:
+    """The report of the finished data set in `out`; what goes wrong here is repaired by the next run."""
+    if not (out / publish.REPORT).exists():
+        stages.stage("report", 1)
+        report.write(out, scratch=out / ".work")
         stages.advance(1)
 
 

@@ -3,7 +3,8 @@
 The build itself works in a local folder, which keeps the finished steps for a next run and holds the data set when it
 is done; then the files are sent, one after another, and the manifest last. So a data set at a URL that has a manifest
 is complete, as a local one. What takes the place of another first loses its manifest. A run that was stopped while it
-sent files sends all of them again: an object store does not tell a SHA-256, and equal sizes prove nothing.
+sent files sends all of them again: an object store does not tell a SHA-256, and equal sizes prove nothing. The report
+goes along where there is one.
 
 There is no lock: two runs that send to one URL at the same time are not noticed.
 """
@@ -20,7 +21,7 @@ from typing import Any
 from prefkit import manifest
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import FILE_NAME, Manifest
-from prefkit.pairs.publish import is_planned, other_data_set
+from prefkit.pairs.publish import REPORT, is_planned, other_data_set
 from prefkit.urls import NotFound, components, shown, steady
 
 CARD = "README.md"
@@ -41,7 +42,8 @@ def check(url: str) -> None:
     if FILE_NAME in names:
         foreign = [name for name in names if name.startswith(("data/", "rejects/")) and not OURS.fullmatch(name)]
     else:
-        foreign = [name for name in names if name != CARD and not OURS.fullmatch(name)]
+        ours = {CARD, *(name for name in names if OURS.fullmatch(name))}
+        foreign = sorted(names.keys() - ours - ({REPORT} if len(ours) > 1 else set()))  # a report comes after shards
     if foreign:
         raise UsageError(f"{_place(url, foreign[0])}: is not of a data set of prefkit; choose another --out.")
 
@@ -69,7 +71,7 @@ def _manifest_text(url: str) -> bytes | None:
 
 
 def upload(folder: Path, url: str, *, overwrite: bool = False, on_sent: Callable[[int], None] | None = None) -> bool:
-    """Put the finished data set in `folder` at `url`; False if it is there already, and nothing was sent.
+    """Put the finished data set in `folder` at `url`; False if it is there already, and at most its report was sent.
 
     `on_sent` hears the bytes of each file when it is there. Another data set at `url` is refused without `overwrite`,
     with it replaced: its manifest goes first, and at the end its files that are not of the new one. Raises UsageError
@@ -78,7 +80,10 @@ def upload(folder: Path, url: str, *, overwrite: bool = False, on_sent: Callable
     record = manifest.read(folder)
     check(url)
     present = _manifest_text(url)
+    reports = [REPORT] if (folder / REPORT).exists() else []
     if present == (folder / FILE_NAME).read_bytes():
+        if reports and REPORT not in _files(url):
+            _send(folder, url, REPORT)
         return False
     if present is not None and not overwrite:
         raise UsageError(
@@ -87,7 +92,7 @@ def upload(folder: Path, url: str, *, overwrite: bool = False, on_sent: Callable
         )
     if present is not None:
         _remove(url, FILE_NAME)
-    names = [*(shard.path for shard in record.shards), CARD]
+    names = [*(shard.path for shard in record.shards), CARD, *reports]
     for name in names:
         _send(folder, url, name)
         if on_sent:
@@ -97,7 +102,7 @@ def upload(folder: Path, url: str, *, overwrite: bool = False, on_sent: Callable
         if there.get(name) != (folder / name).stat().st_size:
             raise DataError(f"{shown(url)}/{name}: was not stored in whole. Run the same command again.")
     for name in sorted(there.keys() - {*names, FILE_NAME}):
-        if OURS.fullmatch(name):
+        if OURS.fullmatch(name) or name == REPORT:
             _remove(url, name)
     _send(folder, url, FILE_NAME)
     return True

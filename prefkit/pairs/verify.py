@@ -1,9 +1,9 @@
 """`prefkit verify DIR`: prove from the files alone that a data set is whole and what its manifest says.
 
-Checked: every file's size, SHA-256, rows and schema; that the generations before are still in it; that the stages of
-the manifest add up and end in the pairs; that every pair is a real preference, and every answer has one label; that no
-cluster stands in both splits; and conservation: each raw row, and each candidate, is either in the data or in REJECTS,
-once.
+Checked: every file's size, SHA-256, rows and schema; that the generations before are still in it, and that a report is
+of it; that the stages of the manifest add up and end in the pairs; that every pair is a real preference, and every
+answer has one label; that no cluster stands in both splits; and conservation: each raw row, and each candidate, is
+either in the data or in REJECTS, once.
 
 Of what `prefkit adopt` made, which has neither stages nor rejects: the files, and that equal conversations have one
 split.
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from prefkit import manifest, schema
 from prefkit.manifest import Manifest, Shard
 from prefkit.pairs import extend
-from prefkit.pairs.publish import files_of
+from prefkit.pairs.publish import REPORT, files_of
 
 ROW = ["origin_file", "origin_row"]
 CANDIDATE = [*ROW, "completion_index"]
@@ -36,6 +36,9 @@ def verify(folder: Path) -> list[str]:
     wrong = [problem for shard in record.shards for problem in _shard(folder, shard, record.kind)]
     if (folder / "sketches").is_dir():  # without them a data set is whole, but cannot be added to
         wrong += extend.damaged(folder, record)
+    report = folder / REPORT
+    if report.is_file() and record.data_hash.encode() not in report.read_bytes():
+        wrong.append(f"{REPORT}: is of another data set; prefkit report {folder} makes it anew.")
     listed = {file.path for files in (record.shards, record.sketches) for file in files}
     present = {path.relative_to(folder).as_posix() for path in files_of(folder)}
     wrong += [f"{name}: not in the manifest." for name in sorted(present - listed)]

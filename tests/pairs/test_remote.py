@@ -49,6 +49,7 @@ def data_set(folder: Path, text: str, shards: int) -> Manifest:
             Shard(name, name.split("/")[1].split("-")[0], 1, len(content), hashlib.sha256(content).hexdigest())
         )
     (folder / "README.md").write_text(f"card of {text}")
+    (folder / "report.html").write_text(f"report of {text}")
     record = Manifest("p", "", [], {"text": text}, {"prefkit": "0"}, [], [], listed)
     (folder / "manifest.json").write_text(manifest.dump(record))
     return record
@@ -76,10 +77,13 @@ def test_a_data_set_arrives_in_whole_with_its_manifest_last(
     assert remote.upload(tmp_path, URL + "/", on_sent=sizes.append)
     assert present(store) == content(tmp_path)
     assert remote.read_manifest(URL) == record
-    assert sent[-1] == f"{URL}/manifest.json" and len(sent) == 6
+    assert sent[-1] == f"{URL}/manifest.json" and len(sent) == 7
     assert sum(sizes) == sum(len(text) for name, text in content(tmp_path).items() if name != "manifest.json")
     assert not remote.upload(tmp_path, URL), "it is there already"
-    assert len(sent) == 6
+    assert len(sent) == 7
+    store.rm_file("bucket/sets/mine/report.html")
+    assert not remote.upload(tmp_path, URL)
+    assert present(store) == content(tmp_path), "a report that is there by now is sent after it"
 
 
 def test_another_data_set_is_only_replaced_with_leave(store: Any, tmp_path: Path) -> None:
@@ -92,6 +96,21 @@ def test_another_data_set_is_only_replaced_with_leave(store: Any, tmp_path: Path
     assert present(store) == content(tmp_path / "old") | {"notes.txt": b"mine"}
     assert remote.upload(tmp_path / "new", URL, overwrite=True)
     assert present(store) == content(tmp_path / "new") | {"notes.txt": b"mine"}
+
+
+def test_a_data_set_without_a_report_leaves_none_of_the_old_one(store: Any, tmp_path: Path) -> None:
+    data_set(tmp_path / "old", "old", 3)
+    data_set(tmp_path / "new", "new", 3)
+    (tmp_path / "new" / "report.html").unlink()
+    remote.upload(tmp_path / "old", URL)
+    assert remote.upload(tmp_path / "new", URL, overwrite=True)
+    assert present(store) == content(tmp_path / "new")
+
+
+def test_a_page_of_that_name_alone_is_somebody_elses(store: Any) -> None:
+    store.pipe_file("bucket/sets/mine/report.html", b"mine")
+    with pytest.raises(UsageError, match=r"report\.html: is not of a data set of prefkit"):
+        remote.check(URL)
 
 
 class Killed(BaseException):
@@ -135,7 +154,7 @@ def test_stopped_at_any_change_there_is_no_manifest_of_half_a_data_set(
         assert present(store) == content(tmp_path / "new")
         if not died:
             break
-    assert fatal == 1 + 4 + 3 + 1, "the old manifest, four files, three of the old, the manifest"
+    assert fatal == 1 + 5 + 3 + 1, "the old manifest, five files, three of the old, the manifest"
 
 
 def _reset(store: Any, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from prefkit.config import load_pipeline
 from prefkit.page.html import tag
 from prefkit.pairs import report
 from prefkit.pairs.build import build_pairs
-from prefkit.pairs.report import figures, findings, sample
+from prefkit.pairs.report import contents, fallen, figures, findings, sample
 from prefkit.pairs.verify import verify
 from tests.pages import INJECTIONS, Outline, rendered
 from tests.pairs.chats import build as ready_made
@@ -77,7 +77,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_counts_are_those_of_plain_python(data: Path) -> None:
     record = manifest.read(data)
     assert len(record.of_split("train")) > 1, "figures of several shards are what is tested"
-    found = figures.gather(data, record)
+    held = contents.gather(data, record)
+    found = held.figures
     rows = {split: shards(data, split) for split in ("train", "test")}
     for name in ("source", "lang"):
         for split, of in rows.items():
@@ -94,17 +95,17 @@ def test_counts_are_those_of_plain_python(data: Path) -> None:
     assert {name: (one.hits, one.total) for name, one in found.shares["wins"].items()} == {
         name: (wins[name], met[name]) for name in met
     }
-    for name in figures.SCORES:
-        scale = found.scales[name]
+    for name in ("chosen_score", "rejected_score", "margin"):
+        scale = found.scales[name.rpartition("_")[2]]
         assert scale.step == 0.5, "the scores are halves, so a bin is a score"
-        bins = {scale.label(int(key or 0)): sum(of.values()) for key, of in found.counts[f"bin_{name}"].items()}
+        bins = {scale.label(int(key or 0)): sum(of.values()) for key, of in found.counts[name].items()}
         assert bins == Counter(f"{pair[name]:g}" for pair in everything)
-    chars = sum(sum(splits.values()) for splits in found.counts["bin_chosen_chars"].values())
+    chars = sum(sum(splits.values()) for splits in found.counts["chosen_chars"].values())
     assert chars == len(texts)
     near = pl.read_parquet(data / "rejects" / "*.parquet").filter(pl.col("reason") == "near_duplicate")
     clusters = Counter(dict.fromkeys(near.select("cluster_id", "origin_file", "origin_row").iter_rows()).keys())
     sizes = sorted(Counter(key[0] for key in clusters).values(), reverse=True)
-    assert [count for _, count in found.clusters] == sizes[: figures.LARGEST]
+    assert [count for _, count in held.clusters] == sizes[: fallen.LARGEST]
 
 
 @given(st.lists(st.floats(allow_nan=False), min_size=2), st.floats(allow_nan=False, allow_infinity=False))
@@ -155,7 +156,7 @@ def test_length_bias_is_said_where_it_is(tmp_path: Path, better: str, word: str)
         lines.append(json.dumps(row(rng, completions=answers)).encode())
     folder = build(tmp_path, lines)
     record = manifest.read(folder)
-    said = findings.findings(record, figures.gather(folder, record))
+    said = findings.findings(record, contents.gather(folder, record).figures)
     assert said[0].look
     assert re.match(rf"The {word} answer wins in 100\.0\s% \[9\d\.\d,\s100\.0\] of pairs", said[0].text)
     assert ("max_longer_share" in said[0].text) == (better == "longer")
@@ -163,25 +164,26 @@ def test_length_bias_is_said_where_it_is(tmp_path: Path, better: str, word: str)
 
 def test_without_a_bias_none_is_claimed(data: Path) -> None:
     record = manifest.read(data)
-    said = findings.findings(record, figures.gather(data, record))
+    said = findings.findings(record, contents.gather(data, record).figures)
     (length,) = [one for one in said if "longer answer wins" in one.text and "source" not in one.text]
     assert not length.look
 
 
 def test_the_sample_shows_every_reason_and_is_bounded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = manifest.read(data)
-    rejects = sample.rejects(data, record)
+    held = contents.gather(data, record)
+    rejects = held.rejects
     assert {(row["stage"], row["reason"]) for row in rejects} == {
         (stage.stage, reason) for stage in record.stages if stage.unit != "pairs" for reason in stage.rejected
     }
-    assert len(rejects) <= sample.REJECTS
+    assert len(rejects) <= fallen.REJECTS
     assert all(row["raw"] for row in rejects if row["reason"] == "not_json")
-    shown = sample.pairs(data, record)
+    shown = held.rows
     ids = sorted(pair["pair_id"] for split in ("train", "test") for pair in shards(data, split))
-    assert [pair["pair_id"] for pair in shown] == ids[: sample.PAIRS]
+    assert [pair["pair_id"] for pair in shown] == ids[: sample.ROWS]
     assert {pair["split"] for pair in shown} == {"train", "test"}
     monkeypatch.setattr(sample, "CHARACTERS", 10)
-    cut = sample.pairs(data, record)[0]
+    cut = contents.gather(data, record).rows[0]
     assert cut["chosen"].endswith(f"({cut['chosen_chars'] - 10:,} more characters)")
 
 
@@ -284,25 +286,67 @@ def test_nothing_of_the_data_runs_in_a_browser(hostile: Path, tmp_path: Path) ->
     assert "<title>broken in</title>" in visited(careless, tmp_path / "careless", policy=False), "the test would see it"
 
 
-def test_the_command_and_a_report_that_would_be_stale(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_build_writes_its_report_and_none_is_ever_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, out = write_lines(tmp_path / "raw.jsonl", dirty_lines(60)), tmp_path / "my data"
+    arguments: list[Any] = ["build-pairs", "ultrafeedback", str(raw), "--out", str(out), "--workers", "1"]
+    assert main(arguments) == 0
+    page = out / "report.html"
+    said = f"To look at it: '{page}', and all of it: prefkit view '{out}'"
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    first = page.read_bytes()
+    assert report.write(out, tmp_path / "again.html").read_bytes() == first
+    page.unlink()  # as after a kill
+    assert main(arguments) == 0
+    assert page.read_bytes() == first, "the next run of the same command makes up for it"
+    assert main([*arguments, "--overwrite", "--set", "build.split.test=0.5"]) == 0
+    assert page.read_bytes() != first
+    assert verify(out) == []
+    page.write_bytes(first)
+    assert verify(out) == [f"report.html: is of another data set; prefkit report {out} makes it anew."]
+    assert main([*arguments, "--overwrite", "--no-report"]) == 0
+    assert not page.exists()
+    assert "To look at it" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_report_is_the_same_with_any_number_of_workers_and_onto_another(tmp_path: Path) -> None:
+    raw = write_lines(tmp_path / "raw.jsonl", dirty_lines(80))
+    new = write_lines(tmp_path / "new.jsonl", dirty_lines(40, seed=5))
+    pages = []
+    for workers in (1, 2):
+        old, both = tmp_path / f"old{workers}", tmp_path / f"both{workers}"
+        build_pairs("ultrafeedback", old, given=[str(raw)], workers=workers)
+        record = build_pairs("ultrafeedback", both, given=[str(new)], onto=old, workers=workers)
+        pages.append([(folder / "report.html").read_bytes() for folder in (old, both)])
+        assert verify(both) == []
+    assert pages[0] == pages[1]
+    assert f"{record.rows('train') + record.rows('test'):,} preference pairs".encode() in pages[0][1]
+
+
+def test_a_report_that_cannot_be_written_costs_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, out = write_lines(tmp_path / "raw.jsonl", dirty_lines(60)), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(findings, "findings", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_pairs("ultrafeedback", out, given=[str(raw)])
+    assert verify(out) == []
+    assert not (out / "report.html").exists()
+    build_pairs("ultrafeedback", out, given=[str(raw)])
+    assert (out / "report.html").exists()
+    assert not (out / ".work").exists()
+
+
+def test_the_command(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import webbrowser
 
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", lambda url: bool(opened.append(url)) or True)
-    raw, out = write_lines(tmp_path / "raw.jsonl", dirty_lines(60)), tmp_path / "my data"
-    arguments: list[Any] = ["build-pairs", "ultrafeedback", str(raw), "--out", str(out), "--workers", "1"]
-    assert main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"To look at it: prefkit report '{out}' --open"
-    assert main(["report", str(out), "--open"]) == 0
-    assert capsys.readouterr().out.split("\n")[0] == str(out / "report.html")
-    assert opened == [(out / "report.html").as_uri()]
-    assert main(["verify", str(out)]) == 0
-    assert main(arguments) == 0
-    assert (out / "report.html").exists(), "it is still of this data set"
-    assert main([*arguments, "--overwrite", "--set", "build.split.test=0.5"]) == 0
-    assert not (out / "report.html").exists()
+    assert main(["report", str(data), "--open"]) == 0
+    assert capsys.readouterr().out.split("\n")[0] == str(data / "report.html")
+    assert opened == [(data / "report.html").as_uri()]
+    assert main(["report", str(data), "--out", str(tmp_path / "x.html")]) == 0
+    assert (tmp_path / "x.html").read_bytes() == (data / "report.html").read_bytes()
 
 
 def test_what_cannot_be_reported_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

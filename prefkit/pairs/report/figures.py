@@ -1,8 +1,6 @@
-"""The figures of the report, from a data set's files alone: one pass over the pairs, shard by shard.
+"""The figures of the report: counts, and shares with their intervals, from what `scan` gives of each shard.
 
-Of a shard, only lengths, scores and names are kept in memory, and of these only sums and counts go on to the next; so
-memory is that of the largest shard's narrow columns. Rejects are counted by polars' streaming engine, which holds
-the near-duplicates' keys.
+Of a shard only sums and counts go on to the next, so memory does not grow with the data set.
 
 Pairs of one prompt are not independent, so an interval is Wilson's with the effective number of pairs: the number of
 independent pairs that would give the share the variance that it has between prompts (Korn and Graubard 1998, on
@@ -13,23 +11,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
+from prefkit import schema
 from prefkit.manifest import Manifest
+from prefkit.pairs.report import scan
 
 Z = 1.959964  # 95 %
 MOST_BINS = 24
 LARGEST_SCORE = 1e307  # what is beyond stands in the last bin, so that no width overflows
 SMALLEST_WIDTH = 1e-300
 HALF_OCTAVES = 2  # bins of lengths a doubling
-LARGEST = 10
-SCORES = ("chosen_score", "rejected_score", "margin")
-LENGTHS = ("chosen_chars", "rejected_chars")
 SUMS = ("hits", "total", "xx", "xn", "nn", "prompts")
+Counts = dict[str, dict[str | int | None, dict[str, int]]]
 
 
 class Share(NamedTuple):
@@ -63,59 +61,38 @@ class Scale(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Counts by split of each figure and key, shares of pairs, and the largest groups of rejects."""
+    """Counts by figure, key and split, and shares by figure and key."""
 
-    counts: dict[str, dict[str | int | None, dict[str, int]]]
+    counts: Counts
     shares: dict[str, dict[str, Share]]
-    scales: dict[str, Scale]  # of each score
+    scales: dict[str, Scale]  # of scores and margins
     margin_mean: dict[str, float]  # by split
-    clusters: list[tuple[str, int]]  # cluster_id, rows that fell to it
-    hits: list[tuple[str, int]]  # evaluation item, candidates that met it
 
 
-def gather(folder: Path, record: Manifest) -> Figures:
-    """All figures of a finished data set."""
-    shards = [shard for shard in record.shards if shard.split != "rejects"]
-    scales = _scales([folder / shard.path for shard in shards])
-    counts: dict[str, dict[str | int | None, dict[str, int]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(int))
-    )
+def gather(record: Manifest, scales: dict[str, Scale], shards: Iterable[tuple[str, pl.DataFrame]]) -> Figures:
+    """All figures of the rows in `shards`, as `scan` gives them."""
+    counts: Counts = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     sums: list[pl.DataFrame] = []
     margins: dict[str, float] = defaultdict(float)
-    for shard in shards:
-        pairs = _narrow(folder / shard.path, scales)
-        for name in ("source", "lang", "strategy", *(f"bin_{column}" for column in (*SCORES, *LENGTHS))):
-            for key, count in pairs.group_by(name).len().sort(name).rows():
-                counts[name][key][shard.split] += count
-        counts["prompts"][None][shard.split] += pairs["prompt_id"].n_unique()
-        margins[shard.split] += float(pairs["margin"].sum())
-        sums.append(_sums(pairs, shard.split))
-    rejects = [folder / shard.path for shard in record.of_split("rejects")]
-    return Figures(
-        counts,
-        _shares(pl.concat(sums)),
-        scales,
-        {split: total / record.rows(split) for split, total in margins.items() if record.rows(split)},
-        _largest_clusters(rejects),
-        _most_met_items(rejects),
-    )
+    for split, pairs in shards:
+        _count(counts, split, pairs, scales)
+        margins[split] += float(pairs["margin"].sum())
+        sums.append(_sums(pairs, split))
+    means = {split: total / record.rows(split) for split, total in margins.items()}
+    return Figures(counts, _shares(pl.concat(sums)), scales, means)
 
 
-def length(column: str) -> pl.Expr:
-    """Characters of a side's answer."""
-    return pl.col(column).list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-
-
-def _scales(paths: list[Path]) -> dict[str, Scale]:
+def scales(folder: Path, record: Manifest) -> dict[str, Scale]:
+    """How scores and margins are put into bins, by their least and greatest values."""
+    paths = [folder / shard.path for shard in scan.data(record)]
+    sides = [f"{side}_score" for side in schema.SIDES[record.kind]]
     asked: list[pl.Expr] = []
-    for name in SCORES:
-        whole = (pl.col(name) == pl.col(name).round()).all()
-        asked += [pl.min(name).alias(f"{name} low"), pl.max(name).alias(name), whole.alias(f"{name} whole")]
+    for name, columns in (("score", sides), ("margin", ["margin"])):
+        low, high = pl.min_horizontal(pl.min(*columns)), pl.max_horizontal(pl.max(*columns))
+        whole = pl.all_horizontal((pl.col(column) == pl.col(column).round()).all() for column in columns)
+        asked.append(pl.struct(low=low, high=high, whole=whole).alias(name))
     (row,) = pl.scan_parquet(paths).select(asked).collect(engine="streaming").to_dicts()
-    whole_sides = row["chosen_score whole"] and row["rejected_score whole"]
-    sides = scale(row["rejected_score low"], row["chosen_score"], whole_sides)  # the lowest and highest of both
-    margins = scale(row["margin low"], row["margin"], row["margin whole"])
-    return {"chosen_score": sides, "rejected_score": sides, "margin": margins}
+    return {name: scale(**of) for name, of in row.items()}
 
 
 def scale(low: float, high: float, whole: bool = False) -> Scale:
@@ -131,39 +108,41 @@ def scale(low: float, high: float, whole: bool = False) -> Scale:
     return Scale(math.floor(low / step) * step, step)
 
 
-def _narrow(path: Path, scales: dict[str, Scale]) -> pl.DataFrame:
-    columns = ["prompt_id", "source", "lang", "strategy", "chosen_model", "rejected_model", "margin"]
-    scores = [scales[name].bin(pl.col(name)).alias(f"bin_{name}") for name in SCORES]
-    lengths = [length(side).alias(f"{side}_chars") for side in ("chosen", "rejected")]
-    rows = pl.scan_parquet(path).select(*columns, *scores, *lengths).collect(engine="streaming")
-    bins = [(pl.col(name) + 1).log(2) * HALF_OCTAVES for name in LENGTHS]
-    return rows.with_columns(
-        *(bin.floor().cast(pl.Int64).alias(f"bin_{name}") for bin, name in zip(bins, LENGTHS, strict=True)),
-        longer=pl.col("chosen_chars") > pl.col("rejected_chars"),
-        shorter=pl.col("chosen_chars") < pl.col("rejected_chars"),
-    )
+def _count(counts: Counts, split: str, pairs: pl.DataFrame, scales: dict[str, Scale]) -> None:
+    """Add the rows of a shard to the counts."""
+    named = {"source": pl.col("source"), "lang": pl.col("lang"), "margin": scales["margin"].bin(pl.col("margin"))}
+    for side in ("chosen", "rejected"):
+        named[f"{side}_score"] = scales["score"].bin(pl.col(f"{side}_score"))
+        octaves = (pl.col(f"{side}_chars") + 1).log(2) * HALF_OCTAVES
+        named[f"{side}_chars"] = octaves.floor().cast(pl.Int64)
+    for name, key in named.items():
+        for value, count in pairs.group_by(key.alias(name)).len().sort(name).rows():
+            counts[name][value][split] += count
+    counts["prompts"][None][split] += pairs["prompt"].n_unique()
 
 
 def _sums(pairs: pl.DataFrame, split: str) -> pl.DataFrame:
     """Of each share, what its value and variance are made of."""
-    chosen = pairs.select("prompt_id", model="chosen_model", won=pl.lit(True))
-    rejected = pairs.select("prompt_id", model="rejected_model", won=pl.lit(False))
+    longer, shorter = (
+        pl.col("chosen_chars") > pl.col("rejected_chars"),
+        pl.col("chosen_chars") < pl.col("rejected_chars"),
+    )
+    chosen = pairs.select("prompt", model="chosen_model", won=pl.lit(True))
+    rejected = pairs.select("prompt", model="rejected_model", won=pl.lit(False))
     met = pl.concat([chosen, rejected]).filter(pl.col("model").is_not_null())
     return pl.concat(
         [
-            _sum(pairs, "longer", pl.lit("all"), pl.col("longer")),
-            _sum(pairs, "shorter", pl.lit("all"), pl.col("shorter")),
-            _sum(pairs, "longer by source", pl.col("source"), pl.col("longer")),
-            _sum(pairs, "longer by split", pl.lit(split), pl.col("longer")),
+            _sum(pairs, "longer", pl.lit("all"), longer),
+            _sum(pairs, "shorter", pl.lit("all"), shorter),
+            _sum(pairs, "longer by source", pl.col("source"), longer),
+            _sum(pairs, "longer by split", pl.lit(split), longer),
             _sum(met, "wins", pl.col("model"), pl.col("won")),
         ]
     )
 
 
 def _sum(rows: pl.DataFrame, figure: str, key: pl.Expr, hit: pl.Expr) -> pl.DataFrame:
-    prompts = rows.group_by(key.alias("key"), "prompt_id").agg(
-        x=hit.cast(pl.Float64).sum(), n=pl.len().cast(pl.Float64)
-    )
+    prompts = rows.group_by(key.alias("key"), "prompt").agg(x=hit.cast(pl.Float64).sum(), n=pl.len().cast(pl.Float64))
     x, n = pl.col("x"), pl.col("n")
     return prompts.group_by("key").agg(
         figure=pl.lit(figure),
@@ -190,24 +169,3 @@ def share(hits: float, total: float, xx: float, xn: float, nn: float, prompts: f
     middle, scale = p + Z * Z / (2 * effective), 1 + Z * Z / effective
     spread = Z * math.sqrt(p * (1 - p) / effective + Z * Z / (4 * effective**2))
     return Share(int(hits), int(total), max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
-
-
-def _largest_clusters(rejects: list[Path]) -> list[tuple[str, int]]:
-    """Clusters by the rows that fell as near-duplicates of their first prompt."""
-    near = (pl.col("reason") == "near_duplicate") & pl.col("cluster_id").is_not_null()
-    return _most(rejects, lambda rows: rows.filter(near).select("cluster_id", "origin_file", "origin_row").unique())
-
-
-def _most_met_items(rejects: list[Path]) -> list[tuple[str, int]]:
-    """Evaluation items by the candidates that met them; the detail of a reject begins with the item."""
-    item = pl.col("detail").str.extract(r"^(.*?, row \d+):")
-    return _most(rejects, lambda rows: rows.filter(pl.col("stage") == "decontaminate").select(item))
-
-
-def _most(rejects: list[Path], select: Callable[[pl.LazyFrame], pl.LazyFrame]) -> list[tuple[str, int]]:
-    if not rejects:
-        return []
-    rows = select(pl.scan_parquet(rejects))
-    name = rows.collect_schema().names()[0]
-    counted = rows.group_by(name).len().drop_nulls().collect(engine="streaming")
-    return counted.sort(pl.col("len"), name, descending=[True, False]).head(LARGEST).rows()

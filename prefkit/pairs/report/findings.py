@@ -101,7 +101,7 @@ def _models(figures: Figures) -> Iterator[Finding]:
 
 
 def _margins(figures: Figures) -> Iterator[Finding]:
-    bins = {int(key or 0): sum(splits.values()) for key, splits in figures.counts["bin_margin"].items()}
+    bins = {int(key or 0): sum(splits.values()) for key, splits in figures.counts["margin"].items()}
     least = min(bins)
     label = figures.scales["margin"].label(least)
     if len(bins) == 1:

@@ -8,6 +8,7 @@ from prefkit.manifest import Manifest
 from prefkit.page.charts import bar, histogram, table, whisker
 from prefkit.page.document import Finding, document, findings, nav, read, section
 from prefkit.page.html import Html, join, tag
+from prefkit.pairs.report.contents import Contents
 from prefkit.pairs.report.figures import HALF_OCTAVES, Figures, Share
 from prefkit.pairs.report.findings import equally_long, interval, of_stage, percent
 from prefkit.pairs.report.flow import flow
@@ -16,15 +17,9 @@ MOST_ROWS = 30  # of a table of sources, languages or models
 NOTE = "Brackets are 95 % intervals; pairs of one prompt count as what they are worth, since they are not independent."
 
 
-def render(
-    record: Manifest,
-    figures: Figures,
-    found: list[Finding],
-    cluster_prompts: dict[str, str],
-    sample: dict[str, list[dict[str, Any]]],
-) -> str:
+def render(record: Manifest, contents: Contents, found: list[Finding]) -> str:
     """The whole HTML file."""
-    title = f"Data report: {record.pipeline_name}"
+    title, figures = f"Data report: {record.pipeline_name}", contents.figures
     sections = [
         findings(found, NOTE),
         section("flow", "Where the rows went", tag("p", "Each reason leads to examples of it."), flow(record.stages)),
@@ -33,8 +28,8 @@ def render(
         _models(figures),
         _mix(figures, "source", "sources"),
         _mix(figures, "lang", "languages"),
-        _duplicates(record, figures, cluster_prompts),
-        _contamination(record, figures),
+        _duplicates(record, contents.clusters),
+        _contamination(record, contents.hits),
         _splits(record, figures),
         _sampler(),
     ]
@@ -49,7 +44,7 @@ def render(
         tag("main", *sections),
         style=read(__package__, "page.css"),
         script=read(__package__, "page.js"),
-        data=sample,
+        data={"pairs": contents.rows, "rejects": contents.rejects},
     )
 
 
@@ -65,7 +60,7 @@ def _header(record: Manifest, title: str) -> Html:
 
 
 def _bins(figures: Figures, name: str) -> dict[int, int]:
-    return {int(key): sum(splits.values()) for key, splits in figures.counts[f"bin_{name}"].items() if key is not None}
+    return {int(key): sum(splits.values()) for key, splits in figures.counts[name].items() if key is not None}
 
 
 def _scores(record: Manifest, figures: Figures) -> Html:
@@ -77,9 +72,7 @@ def _scores(record: Manifest, figures: Figures) -> Html:
         "Scores and margins",
         tag(
             "div",
-            histogram(
-                "Scores of chosen and rejected answers", sides, figures.scales["chosen_score"].label, "score about"
-            ),
+            histogram("Scores of chosen and rejected answers", sides, figures.scales["score"].label, "score about"),
             histogram("Margins", [("pairs", _bins(figures, "margin"))], figures.scales["margin"].label, "margin about"),
             class_="two",
         ),
@@ -160,15 +153,12 @@ def _mix(figures: Figures, name: str, plural: str) -> Html:
     return section(plural, title, table(head, rows, f"{title} of pairs"), _left_out(order))
 
 
-def _duplicates(record: Manifest, figures: Figures, prompts: dict[str, str]) -> Html:
+def _duplicates(record: Manifest, clusters: list[tuple[str, int]]) -> Html:
     exact, near = (of_stage(record, "dedupe", reason) for reason in ("exact_duplicate", "near_duplicate"))
     text = tag("p", f"{exact:,} candidates fell as exact and {near:,} as near-duplicates.")
-    if not figures.clusters:
+    if not clusters:
         return section("duplicates", "Near-duplicates", text)
-    rows = [
-        [tag("span", _short(prompts.get(cluster, f"{cluster} (no pair is left of it)")), class_="prompt"), f"{count:,}"]
-        for cluster, count in figures.clusters
-    ]
+    rows = [[tag("span", _short(prompt), class_="prompt"), f"{count:,}"] for prompt, count in clusters]
     caption = "The largest clusters: rows that fell as near-duplicates of a prompt"
     return section("duplicates", "Near-duplicates", text, table(["prompt", "rows"], rows, caption))
 
@@ -177,12 +167,12 @@ def _short(text: str, longest: int = 160) -> str:
     return text if len(text) <= longest else text[:longest] + "…"
 
 
-def _contamination(record: Manifest, figures: Figures) -> Html:
+def _contamination(record: Manifest, hits: list[tuple[str, int]]) -> Html:
     title = "Contamination"
     if not record.options["decontaminate"]:
         return section("contamination", title, tag("p", "Nothing was compared with evaluation prompts."))
     text = tag("p", f"{of_stage(record, 'decontaminate'):,} candidates fell because of evaluation prompts in theirs.")
-    rows = [[item, f"{count:,}"] for item, count in figures.hits]
+    rows = [[item, f"{count:,}"] for item, count in hits]
     caption = "Evaluation items that were met most"
     return section("contamination", title, text, table(["item", "candidates"], rows, caption) if rows else None)
 

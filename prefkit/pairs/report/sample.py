@@ -1,105 +1,81 @@
-"""The report's sample: pairs and rejects to look at, the same for equal data sets.
+"""The report's sample: rows and rejects to look at, the same for equal data sets.
 
-Pairs are those of the lowest pair_id, which is a hash, so they are a uniform sample whatever the order of the shards.
-Of rejects, every stage and reason gets as many of its own as fit, drawn by a seeded generator. Rejects carry no
-text; where a pair of the same prompt, or of its near-duplicates, stands in the data set, its prompt is shown.
+Rows are those of the lowest ids, which are hashes, so they are a uniform sample whatever the order of the shards; they
+and the prompts of rejects are taken from what `scan` reads anyway. Rejects carry no text; where a row of the
+same prompt, or of its near-duplicates, stands in the data set, its prompt is shown.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
+from prefkit import schema
 from prefkit.manifest import Manifest
-from prefkit.pairs.report.figures import length
+from prefkit.pairs.report import scan
 
-PAIRS = 200
-REJECTS = 200
-EACH_REASON = 3  # at least, however many reasons there are
+ROWS = 200
 CHARACTERS = 4000  # of a text; the rest is counted
-SEED = 0
-FACTS = [
-    "pair_id", "source", "lang", "margin", "chosen_score", "rejected_score", "chosen_model", "rejected_model",
-    "strategy", "chosen_file", "chosen_row", "chosen_index", "rejected_file", "rejected_row", "rejected_index",
-]  # fmt: skip
 
 
-def pairs(folder: Path, record: Manifest) -> list[dict[str, Any]]:
-    """PAIRS pairs with their texts, cut to CHARACTERS."""
-    lowest = pl.DataFrame(schema={"pair_id": pl.String, "path": pl.String})
-    for shard in [shard for shard in record.shards if shard.split != "rejects"]:
-        ids = pl.read_parquet(folder / shard.path, columns=["pair_id"]).with_columns(path=pl.lit(shard.path))
-        lowest = pl.concat([lowest, ids]).sort("pair_id").head(PAIRS)
-    split_of = {shard.path: shard.split for shard in record.shards}
-    lengths = [length(side).alias(f"{side}_chars") for side in ("chosen", "rejected")]
-    finite = pl.col("margin").clip(upper_bound=sys.float_info.max)  # of scores at both ends it is not, and no JSON
-    shown = []
-    for path, ids in lowest.group_by("path", maintain_order=True):
-        wanted = pl.col("pair_id").is_in(ids["pair_id"].to_list())
-        rows = (
-            pl.scan_parquet(folder / str(path[0]))
-            .filter(wanted)
-            .select("prompt", "chosen", "rejected", *FACTS, *lengths)
-            .with_columns(finite)
-        )
-        for row in rows.collect(engine="streaming").to_dicts():
-            texts = {name: _said(row[name]) for name in ("prompt", "chosen", "rejected")}
-            shown.append(row | texts | {"split": split_of[str(path[0])]})
-    return sorted(shown, key=lambda row: str(row["pair_id"]))
+class Sample:
+    """Rows of a data set to show, and the prompts that have one of `ids` as their own or their cluster's."""
+
+    def __init__(self, folder: Path, record: Manifest, ids: Iterable[str]):
+        self._sides, self._id = schema.SIDES[record.kind], schema.IDS[record.kind]
+        self._rows: list[dict[str, Any]] = []
+        self._prompts: dict[str, str] = {}
+        self._of_clusters: dict[str, str] = {}
+        paths = [folder / shard.path for shard in scan.data(record)]
+        lowest = pl.scan_parquet(paths).select(pl.col(self._id).bottom_k(ROWS)).collect(engine="streaming")
+        asked = sorted(ids)
+        self.shown = pl.col(self._id) <= lowest[self._id].max()
+        self.named = pl.col("prompt_id").is_in(asked) | pl.col("cluster_id").is_in(asked)
+
+    def of(self, shards: Iterable[tuple[str, pl.DataFrame]]) -> Iterator[tuple[str, pl.DataFrame]]:
+        """The same shards, after their rows that were `shown` or `named` are in the sample."""
+        for split, rows in shards:
+            self._rows += [row | {"split": split} for row in rows["row"].drop_nulls()]
+            for names in rows["names"].drop_nulls():
+                self._prompts.setdefault(names["prompt_id"], _said(names["prompt"]))
+                self._of_clusters.setdefault(names["cluster_id"], _said(names["prompt"]))
+            yield split, rows.drop("row", "names")
+
+    def prompt(self, name: str | None) -> str | None:
+        """The prompt of that id, or one of that cluster."""
+        return self._prompts.get(name or "") or self._of_clusters.get(name or "")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows with their texts, cut to CHARACTERS."""
+        return [self._row(row) for row in sorted(self._rows, key=lambda row: str(row[self._id]))]
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {name: _finite(value) for name, value in row.items()} | {
+            name: _said(row[name]) for name in ("prompt", *self._sides)
+        }
+
+    def rejects(self, rejects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rejects with the prompts that are known."""
+        return [self._reject(row) for row in rejects]
+
+    def _reject(self, row: dict[str, Any]) -> dict[str, Any]:
+        raw, detail, cluster = row["raw"], row["detail"], row["cluster_id"]
+        prompt = self._prompts.get(row["prompt_id"])
+        return {name: value for name, value in row.items() if name != "cluster_id"} | {
+            "raw": None if raw is None else _cut(raw.decode("utf-8", "replace")),
+            "detail": None if detail is None else _cut(detail),
+            "prompt": prompt,
+            "cluster_prompt": self.prompt(cluster) if prompt is None else None,
+        }
 
 
-def rejects(folder: Path, record: Manifest) -> list[dict[str, Any]]:
-    """About REJECTS rejects, some of every stage and reason, with the prompts that are known."""
-    names = {(stage.stage, reason) for stage in record.stages for reason in stage.rejected}
-    each = max(EACH_REASON, REJECTS // max(1, len(names)))
-    draws = np.random.default_rng(SEED)
-    drawn = []
-    for shard in record.of_split("rejects"):
-        rows = pl.scan_parquet(folder / shard.path).select("stage", "reason").collect().with_row_index("row")
-        rows = rows.with_columns(draw=draws.random(len(rows)), path=pl.lit(shard.path))
-        drawn.append(rows.sort("draw").group_by("stage", "reason", maintain_order=True).head(each))
-    if not drawn:
-        return []
-    kept = pl.concat(drawn).sort("draw").group_by("stage", "reason", maintain_order=True).head(each)
-    shown = []
-    for path, chosen in kept.sort("path", "row").group_by("path", maintain_order=True):
-        lazy = pl.scan_parquet(folder / str(path[0]), row_index_name="row")
-        shown += lazy.filter(pl.col("row").is_in(chosen["row"].to_list())).drop("row").collect().to_dicts()
-    ids = {row[name] for row in shown for name in ("prompt_id", "cluster_id") if row[name]}
-    known = prompts(folder, record, ids)
-    order = {one: at for at, one in enumerate(_order(record))}
-    shown.sort(key=lambda row: order.get((row["stage"], row["reason"]), len(order)))
-    return [_reject(row, known) for row in shown]
-
-
-def prompts(folder: Path, record: Manifest, ids: set[str]) -> dict[str, str]:
-    """Prompts of pairs by prompt_id or cluster_id, where there is one among `ids`."""
-    found: dict[str, str] = {}
-    asked = pl.col("prompt_id").is_in(sorted(ids)) | pl.col("cluster_id").is_in(sorted(ids))
-    for shard in [shard for shard in record.shards if shard.split != "rejects"]:
-        rows = pl.scan_parquet(folder / shard.path).filter(asked).select("prompt_id", "cluster_id", "prompt")
-        for row in rows.unique("prompt_id").sort("prompt_id").collect(engine="streaming").to_dicts():
-            for name in {row["prompt_id"], row["cluster_id"]} - {None}:
-                found.setdefault(name, _said(row["prompt"]))
-    return found
-
-
-def _order(record: Manifest) -> list[tuple[str, str]]:
-    return [(stage.stage, reason) for stage in record.stages for reason in stage.rejected]
-
-
-def _reject(row: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
-    raw = row.pop("raw")
-    cluster = row.pop("cluster_id")
-    row["raw"] = _cut(raw.decode("utf-8", "replace")) if raw is not None else None
-    row["prompt"] = known.get(row["prompt_id"])
-    row["cluster_prompt"] = known.get(cluster) if row["prompt"] is None and cluster else None
-    row["detail"] = _cut(row["detail"]) if row["detail"] else None
-    return row
+def _finite(value: Any) -> Any:
+    """A margin of scores at both ends is infinite, and no JSON."""
+    return min(value, sys.float_info.max) if isinstance(value, float) else value
 
 
 def _said(messages: list[dict[str, str]]) -> str:
