@@ -6,9 +6,9 @@ them, and a data set without them is whole, but cannot be added to.
 
 Each build writes one generation, `sketches/g0`, `g1`, …: the arrays of all its buckets as one bucket. A build onto a
 data set takes its generations for buckets in front of its own. They are memory-mapped, and only band keys that a new
-prompt has are looked up, so a build costs what its own files cost, besides one hash of the old sketches. Its result is
-a data set of its own: the files before, under a second name (a hard link; a copy where the file system has none), and
-beside them new ones of the next generation.
+prompt has are looked up, so a build costs what its own files cost, besides one hash of the old sketches, and the
+report, which is of all and which `--no-report` leaves out. Its result is a data set of its own: the files before, under
+a second name (a hard link; a copy where the file system has none), and beside them new ones of the next generation.
 
 What was decided stays: an old pair stays where it is, whatever comes. So the new prompts that survive are exactly
 those of one build from all files, but of old prompts there may be more: two that are similar only by way of a new one.

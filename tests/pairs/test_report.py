@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 from prefkit import manifest
 from prefkit.cli import main
 from prefkit.config import load_pipeline
+from prefkit.errors import DataError
 from prefkit.page.html import tag
 from prefkit.pairs import report
 from prefkit.pairs.build import build_pairs
@@ -347,6 +348,15 @@ def test_the_command(
     assert opened == [(data / "report.html").as_uri()]
     assert main(["report", str(data), "--out", str(tmp_path / "x.html")]) == 0
     assert (tmp_path / "x.html").read_bytes() == (data / "report.html").read_bytes()
+
+
+def test_a_damaged_shard_is_said(data: Path, tmp_path: Path) -> None:
+    for name in ("data", "rejects"):
+        folder = shutil.copytree(data, tmp_path / name)
+        path = next((folder / name).iterdir())
+        path.write_bytes(b"x" * path.stat().st_size)
+        with pytest.raises(DataError, match="no report, since a shard cannot be read"):
+            report.write(folder)
 
 
 def test_what_cannot_be_reported_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
+import pyarrow as pa
+
 from prefkit import manifest
-from prefkit.errors import DataError
+from prefkit.errors import DataError, one_line
 from prefkit.pairs.publish import REPORT
 from prefkit.pairs.report import findings, page
 from prefkit.pairs.report.contents import gather
@@ -37,7 +40,12 @@ def write(folder: Path, path: Path | None = None, *, scratch: Path | None = None
     for shard in record.shards:
         if not (folder / shard.path).is_file():
             raise DataError(f"{folder / shard.path}: missing. prefkit verify {folder} tells what is whole.")
-    contents = gather(folder, record)
+    try:
+        contents = gather(folder, record)
+    except (pl.exceptions.PolarsError, pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{folder}: no report, since a shard cannot be read ({one_line(error)}). prefkit verify tells which."
+        ) from error
     path = path or folder / REPORT
     manifest.write_text_atomically(
         path, page.render(record, contents, findings.findings(record, contents.figures)), scratch=scratch
