@@ -34,9 +34,11 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed-train: .venv/bin/python pyproject.toml constraints.txt
+	@echo "pip installs prefkit and what training needs, torch above all, into .venv: some minutes, a few GB"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
 	@touch $@
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "pip installs prefkit with all extras and the tools for work on it into .venv: some minutes, a few GB"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,url,hub,ray,dev]'
 	@touch $@ .venv/installed-train

@@ -48,7 +48,9 @@ if not TYPE_CHECKING:  # who checks types shall see the names above, and miss ot
             return getattr(importlib.import_module(_HOMES[name]), name)
         except ModuleNotFoundError as error:
             if error.name in ("torch", "transformers"):
-                raise ImportError(f"prefkit.{name} needs {error.name}: pip install 'prefkit[train]'.") from error
+                from prefkit.extras import install
+
+                raise ImportError(f"prefkit.{name} needs {error.name}: {install('train')}.") from error
             raise
 
     def __dir__() -> list[str]:

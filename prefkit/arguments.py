@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from prefkit.errors import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors name what may have been meant, and where to read more."""
+    """A parser whose errors name what may have been meant, and where to read more.
+
+    Options are written out: half a name would be another one's as soon as a command gets a second that begins so.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Print usage and the message, and exit with 2."""
@@ -23,6 +29,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             options = [name for action in self._actions for name in action.option_strings]
             message = f"unknown option {unknown[1]}.{did_you_mean(unknown[1], options)}"
+        elif message.startswith("unrecognized arguments: "):
+            message += ". Quote a value that has spaces: --set 'train.dpo.lora={ r = 16 }'."
         super().error(f"{message}{'' if message.endswith(('?', '.')) else '.'} More: {self.prog} --help")
 
 

@@ -64,7 +64,11 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser = command(commands, "build-pairs", "Build preference pairs from raw ratings.", epilog)
     add_pipeline(parser)
     parser.add_argument(
-        "inputs", nargs="*", metavar="INPUT", help="files, folders or globs in place of the pipeline's paths"
+        "inputs",
+        nargs="*",
+        default=[],
+        metavar="INPUT",
+        help="files, folders or globs in place of the pipeline's paths",
     )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the data set, made if missing; or s3://… or gs://…"

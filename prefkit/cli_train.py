@@ -238,4 +238,6 @@ def _need_training_half() -> None:
     """Training needs torch and transformers, which a data user does not install."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"this command needs {missing[0]}: pip install 'prefkit[train]'.")
+        from prefkit.extras import install
+
+        raise UsageError(f"this command needs {missing[0]}: {install('train')}.")

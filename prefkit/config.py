@@ -63,9 +63,14 @@ def load_pipeline(name_or_path: Pipeline | str | Path, overrides: Sequence[str] 
     try:
         text = path.read_text(encoding="utf-8-sig")
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}.") from error
-    except UnicodeDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if path.suffix != ".toml":
+            raise UsageError(
+                f"{path}: not a pipeline file, which is TOML. Where it holds raw ratings, let init write one for them: "
+                f"prefkit init {path} --out my.toml"
+            ) from error
+        if isinstance(error, tomllib.TOMLDecodeError):
+            raise UsageError(f"{path}: not valid TOML: {error}.") from error
         raise UsageError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start}).") from error
     for key in table:
         if key not in TOP_LEVEL:
@@ -82,6 +87,11 @@ def _find(name_or_path: str) -> Path:
     known = shipped_pipelines()
     if name_or_path in known:
         return shipped("pipelines") / f"{name_or_path}.toml"
+    if path.is_dir():
+        raise UsageError(
+            f"{name_or_path}: a folder, and no pipeline file. Where it holds raw ratings, let init write one for them: "
+            f"prefkit init {name_or_path} --out my.toml"
+        )
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise UsageError(f"{name_or_path}: no such pipeline file. Shipped ones go by name: {', '.join(known)}.")
     raise UsageError(f'"{name_or_path}" is neither a file nor a shipped pipeline.{did_you_mean(name_or_path, known)}')
@@ -94,14 +104,19 @@ def _apply(table: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UsageError(f"--set {override}: write it as key.path=value, for example build.split.test=0.1.")
     if keys[0] not in TOP_LEVEL:
-        raise UsageError(f'--set {override}: unknown section "{keys[0]}".{did_you_mean(keys[0], TOP_LEVEL)}')
+        raise UsageError(
+            f'--set {override}: unknown section "{keys[0]}".{did_you_mean(keys[0], TOP_LEVEL)} '
+            "A path begins there: build.split.test, model.path, train.NAME.beta."
+        )
     here: Any = table
     for depth, key in enumerate(keys[:-1]):
         here = here.setdefault(key, {}) if isinstance(here, dict) else _item(here, key, override)
         if not isinstance(here, dict | list):
             raise UsageError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section.")
     if isinstance(here, list):
-        raise UsageError(f"--set {override}: {'.'.join(keys[:-1])} is a list; name one of {_names(here)} in the path.")
+        path, names = ".".join(keys[:-1]), _names(here)
+        example = f"{path}.{names.partition(', ')[0]}.{keys[-1]}"
+        raise UsageError(f"--set {override}: {path} is a list; name one of {names} in the path: {example}.")
     here[keys[-1]] = parse_value(text.strip())
 
 

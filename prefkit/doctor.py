@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import prefkit
 from prefkit.errors import one_line
+from prefkit.extras import install
 
 State = Literal["ok", "missing", "broken"]
 OLDEST_PYTHON = (3, 11)
@@ -101,7 +102,7 @@ def _extras() -> Iterator[Finding]:
     for extra, purpose in EXTRAS.items():
         needed = _requirements(extra)
         lacking = [name for name, _, _ in needed if find_spec(_module(name)) is None]
-        mend = f"pip install 'prefkit[{extra}]'"
+        mend = install(extra)
         if not needed:
             yield Finding(extra, "missing", f"for {purpose}: unknown to the prefkit that was installed here", mend)
             continue

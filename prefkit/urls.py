@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefkit.errors import DataError, PrefkitError, UsageError
+from prefkit.extras import install
 
 # The package of each protocol, and where it finds credentials.
 PACKAGES = {
@@ -262,7 +263,7 @@ def _file_system(url: str) -> Any:
             }
         return fsspec.filesystem(scheme, **options)
     except ImportError:
-        raise UsageError(f"{shown(url)}: this needs {PACKAGES[scheme][0]}: pip install 'prefkit[url]'.") from None
+        raise UsageError(f"{shown(url)}: this needs {PACKAGES[scheme][0]}: {install('url')}.") from None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -12,6 +12,7 @@ import pytest
 import prefkit
 from prefkit import manifest
 from prefkit.errors import DataError, UsageError
+from prefkit.extras import install
 from prefkit.schema import PAIRS, REJECTS
 from tests.conftest import PROJECT
 from tests.pairs.raw import dirty_lines, write_lines
@@ -62,7 +63,7 @@ def test_without_torch_the_names_of_training_say_what_to_install() -> None:
         "import sys; sys.modules['torch'] = None\nimport prefkit; prefkit.load_pairs\n"
         "try: prefkit.PairStream\nexcept ImportError as error: print(error)"
     )
-    assert python(code) == "prefkit.PairStream needs torch: pip install 'prefkit[train]'."
+    assert python(code) == f"prefkit.PairStream needs torch: {install('train')}."
 
 
 def test_type_checkers_see_signatures(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from prefkit.cli import main, make_parser
+from prefkit.extras import install
 from tests.pairs.raw import dirty_lines, write_lines
 
 PREFKIT = [sys.executable, "-m", "prefkit"]
@@ -98,6 +99,11 @@ def test_usage_mistakes(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Did you mean" in fails(capsys, 2, "build-pairs", "ultrafeedbak", raw, "--out", out)
     file.write_text('[build]\nlanguage = { model = "x.bin" }\n[[build.inputs]]\nuse = "pairs"\n')
     assert "x.bin" in fails(capsys, 2, "build-pairs", file, raw, "--out", out)
+    message = fails(capsys, 2, "build-pairs", raw, "--out", out)
+    assert "not a pipeline file, which is TOML" in message
+    assert f"let init write one for them: prefkit init {raw}" in message
+    assert "a folder, and no pipeline file" in fails(capsys, 2, "build-pairs", tmp_path, "--out", out)
+    assert "A path begins there: build.split.test" in fails(capsys, 2, *build(raw, out, "--set", "split.test=0.1"))
     assert not out.exists()
 
 
@@ -132,6 +138,10 @@ def test_no_pairs_left_says_where_they_went(raw: Path, tmp_path: Path, capsys: p
     message = fails(capsys, 1, *build(raw, tmp_path / "out", "--set", rule))
     assert "no pairs left of" in message
     assert "prompt_length" in message
+    other = write_lines(tmp_path / "other.jsonl", [b'{"question": "a?", "answer": "b"}'])
+    message = fails(capsys, 1, *build(other, tmp_path / "out"))
+    assert "For example other.jsonl, row 1, wrong_type: Object missing required field `instruction`." in message
+    assert "prefkit init FILE tells which one reads a file" in message
     assert not (tmp_path / "out" / "data").exists()
     (tmp_path / "empty.jsonl").touch()
     assert "the input is empty" in fails(capsys, 1, *build(tmp_path / "empty.jsonl", tmp_path / "out2"))
@@ -208,6 +218,11 @@ def test_train_mistakes(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "bta" in message(2, f'[model]\npath = "x"\n{phase}bta = 1\n')
     assert 'Did you mean "sigmoid"' in message(2, '[model]\npath = "x"\n[[train]]\nobjective = "sigmoyd"\n')
     assert "[[train]]" in message(2, '[model]\npath = "x"\n')
+    assert 'objective = "sigmoid"' in message(2, '[model]\npath = "x"\n[[train]]\nobjective = "dpo"\n')
+    assert "one of sigmoid in the path: train.sigmoid.beta" in message(
+        2, '[model]\npath = "x"\n[[train]]\nobjective = "sigmoid"\nname = "sigmoid"\n', "--set", "train.beta=1"
+    )
+    assert "no folder of a model: none of config.json" in message(1, phase, "--model", str(data))
     assert not (tmp_path / "run" / "model").exists()
 
 
@@ -229,7 +244,7 @@ def test_without_the_training_half(
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
     message = fails(capsys, 2, "train", "hh-rlhf", "--data", tmp_path, "--out", tmp_path / "run")
-    assert "pip install 'prefkit[train]'" in message
+    assert install("train") in message
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -262,6 +277,9 @@ def test_every_command_has_help_with_examples_that_parse(name: str, capsys: pyte
         (["train", "x", "--data", "d", "--out", "o", "--resme"], 'Did you mean "--resume"?'),
         (["evaluate", "m", "--data", "d", "--dtype", "float23"], 'Did you mean "float32"?'),
         (["train", "x"], "required: --data, --out. More: prefkit train --help"),
+        (["build-pairs"], "required: PIPELINE, --out. More: prefkit build-pairs --help"),
+        (["build-pairs", "x", "--out", "o", "--overwrit"], 'unknown option --overwrit. Did you mean "--overwrite"?'),
+        (["train", "x", "--data", "d", "--out", "o", "--set", "a={", "r=1", "}"], "Quote a value that has spaces"),
     ],
 )
 def test_mistyped_words_are_met_with_the_likely_one(

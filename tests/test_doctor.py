@@ -15,6 +15,7 @@ import pytest
 from prefkit import doctor
 from prefkit.cli import main
 from prefkit.doctor import Finding
+from prefkit.extras import install
 from tests.conftest import PROJECT
 
 
@@ -37,7 +38,7 @@ def test_without_torch_it_is_usable_and_says_what_to_install() -> None:
     code = "import sys; sys.modules['torch'] = None; from prefkit.cli import main; sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "without torch. Mend: pip install 'prefkit[train]'" in done.stdout
+    assert f"without torch. Mend: {install('train')}" in done.stdout
     assert "it builds pairs; it does not train" in done.stdout
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from prefkit.pairs.records import BadRow
 
 DECIMAL = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def get(row: Mapping[str, Any], path: str | None) -> Any:
@@ -41,6 +42,13 @@ def text(row: Mapping[str, Any], path: str | None) -> str | None:
     if value is not None and not isinstance(value, str):
         raise BadRow("wrong_type", f'"{path}" is not text')
     return value
+
+
+def label_of(value: Any) -> bool | None:
+    """Whether a label says good: true or false, 1 or 0, also as text; None where it is none of these."""
+    if isinstance(value, str):
+        return LABELS.get(value.strip().lower())
+    return bool(value) if isinstance(value, int) and value in (0, 1) else None
 
 
 def number(value: Any, *, field: str, written: bool = False) -> float | None:

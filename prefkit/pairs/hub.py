@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from prefkit import manifest
 from prefkit.errors import PrefkitError, UsageError, one_line
+from prefkit.extras import install
 from prefkit.pairs import export
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def connect(repo: str, *, quiet: bool = False) -> HfApi:
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import disable_progress_bars, validate_repo_id
     except ImportError:
-        raise UsageError("--push-to-hub needs huggingface_hub: pip install 'prefkit[hub]'.") from None
+        raise UsageError(f"--push-to-hub needs huggingface_hub: {install('hub')}.") from None
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

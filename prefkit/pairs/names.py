@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefkit.pairs.columns import DECIMAL, get
+from prefkit.pairs.columns import DECIMAL, get, label_of
 
-PROMPT = "prompt instruction question query input context problem user_input user prompt_text messages conversations"
+PROMPT = (
+    "prompt instruction question query input context problem user_input user prompt_text messages conversation "
+    "conversations"
+)
 CHOSEN = (
     "chosen:rejected preferred:rejected preferred:dispreferred accepted:rejected better:worse winner:loser win:lose "
     "good:bad positive:negative best:worst w:l"
@@ -29,6 +32,9 @@ CERTAIN = ("score", "rating", "overall_score", "reward")  # of several, the firs
 LABEL = "label thumbs_up thumbs liked is_good good desirable accepted is_correct correct feedback"
 MODEL = "model model_name generator by"
 SYSTEM = "system system_prompt"
+COLUMN_OPTIONS = (  # of the sources for any table
+    "prompt response completions score chosen rejected chosen_score rejected_score completion label model system"
+).split()
 SOURCE = "source dataset subset"
 
 
@@ -64,6 +70,21 @@ class Columns:
     def meant(self, option: str, usual: str, kinds: tuple[type, ...] = (str, list, dict)) -> list[str]:
         """Columns that an option may mean: the one that is given, or those of usual names that are not nested."""
         return [self.given[option]] if option in self.given else self.top(usual, kinds)
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        """The objects in a column of lists."""
+        lists = [value for value in self.values(path) if isinstance(value, list)]
+        return [item for items in lists for item in items if isinstance(item, dict)]
+
+    def inner_paths(self) -> list[str]:
+        """Columns of the objects that lists hold, by their names within these."""
+        return list(dict.fromkeys(name for path in self.paths for name in Columns(self.items(path), {}).paths))
+
+    def told(self) -> list[str]:
+        """The columns as a person would be told of them: nested ones in place of what holds them."""
+        leaves = [path for path in self.paths if not any(other.startswith(f"{path}.") for other in self.paths)]
+        within = {path: Columns(self.items(path), {}).told() for path in leaves}
+        return [f"{path} (a list of {', '.join(inner)})" if (inner := within[path]) else path for path in leaves]
 
     def values(self, path: str) -> list[Any]:
         """What stands in a column, without nulls."""
@@ -117,10 +138,11 @@ def _of_pair_scores(columns: Columns, chosen: str, rejected: str) -> dict[str, A
 
 def of_unpaired(columns: Columns) -> Iterator[Proposal]:
     """Options of the source `unpaired`: a label that is true or false, or 1 or 0, and nothing else."""
-    for label in columns.meant("label", LABEL, (bool, int)):
-        if 4 * sum(value in (0, 1) for value in columns.values(label)) < 3 * len(columns.values(label)):
+    for label in columns.meant("label", LABEL, (bool, int, str)):
+        values = columns.values(label)
+        if 4 * sum(label_of(value) is not None for value in values) < 3 * len(values):
             continue  # a scale
-        for completion in columns.meant("completion", f"{RESPONSE} messages conversations"):
+        for completion in columns.meant("completion", f"{RESPONSE} messages conversation conversations"):
             for prompt in [path for path in columns.meant("prompt", PROMPT) if path != completion] or ["prompt"]:
                 named = {"prompt": prompt, "completion": completion, "label": label}
                 yield Proposal(named | _others(columns))
@@ -130,8 +152,7 @@ def of_ratings(columns: Columns) -> Iterator[Proposal]:
     """Options of the source `ratings`: an answer a row, a list of answers as objects, or lists side by side."""
     for prompt in columns.meant("prompt", PROMPT):
         for completions in columns.meant("completions", RESPONSES, (list,)):
-            items = [item for value in columns.values(completions) if isinstance(value, list) for item in value]
-            within = Columns([item for item in items if isinstance(item, dict)], columns.given)
+            within = Columns(columns.items(completions), columns.given)
             for response in within.meant("response", RESPONSE, (str,)):
                 named = {"prompt": prompt, "completions": completions, "response": response}
                 yield from _scored(within, named, _others(within, outside=columns))

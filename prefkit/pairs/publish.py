@@ -240,7 +240,8 @@ def _example(fate: tuple[str, bool, str], folders: Sequence[Path]) -> str:
     for rows in (rows for folder in folders for rows in tables.read(folder / "rejects.arrow")):
         for found in rows.filter(wanted).head(1).iter_rows(named=True):
             detail = f": {found['detail']}" if found["detail"] else ""
-            return f" For example {found['origin_file']}, row {found['origin_row']}, {reason}{detail}."
+            mend = " Is it the right source? prefkit init FILE tells which one reads a file." if is_row else ""
+            return f" For example {found['origin_file']}, row {found['origin_row']}, {reason}{detail}.{mend}"
     return ""
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefkit.errors import DataError, PrefkitError, UsageError, one_line
+from prefkit.extras import install
 from prefkit.pairs.engines import ONE_THREAD
 
 RETRIES = 3
@@ -33,7 +34,7 @@ def connect(workers: int | None, address: str | None) -> Iterator[Executor]:
     Raises UsageError where no cluster answers.
     """
     if importlib.util.find_spec("ray") is None:
-        raise UsageError("--engine ray: Ray is not installed: pip install 'prefkit[ray]'.")
+        raise UsageError(f"--engine ray: Ray is not installed: {install('ray')}.")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         if workers is not None:

@@ -11,7 +11,7 @@ than a question.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -103,24 +103,32 @@ def of_rows(rows: Iterable[RawRow], file: RawFile, source: str | None, options: 
     if not tables:
         what = "no row that is an object with columns" if rows else "no rows"
         raise UsageError(f"{file.shown}: {what} among the first {ROWS}, so there is nothing to recognise.")
-    found = dict.fromkeys(name for table in tables for name in table)
+    found = names.Columns(tables, {})
     fallen = ""
-    for group in [[source]] if source else _candidates(found.keys(), options):
+    _check_options(source, options)
+    for group in [[source]] if source else _candidates(tables, options):
         tried = [reading for name in group for reading in _readings(rows, file, name, tables, options)]
         best = max(tried, key=lambda reading: reading.used, default=None)  # of equal ones the first
         if best is not None and best.used:
             return best
         fallen = best.reasons if best else "no columns of the usual names"
-    raise UsageError(_nothing(file, found, source, fallen))
+    raise UsageError(_nothing(file, found, source, options, fallen))
 
 
-def _candidates(columns: Set[str], options: Mapping[str, Any]) -> list[list[str]]:
-    """The sources to try, in groups of which the first that reads anything is taken."""
-    taken = {name: resolve.options_of(resolve.load(f"{HOME}{name}:{name}")).keys() for name in ANY_TABLE}
+def _check_options(source: str | None, options: Mapping[str, Any]) -> None:
+    """UsageError for an option that the source, or any that is tried, does not have."""
+    tried = [resolve.find(source, HOME, "--source")] if source else [f"{HOME}{name}:{name}" for name in ANY_TABLE]
+    taken = {name for address in tried for name in resolve.options_of(resolve.load(address))}
     for option in options:
-        if not any(option in names for names in taken.values()):
-            hint = did_you_mean(option, {name for names in taken.values() for name in names})
-            raise UsageError(f'--option: no source for any table has "{option}".{hint}')
+        if option not in taken:
+            who = f"{source} has no" if source else "no source for any table has"
+            raise UsageError(f'--option: {who} "{option}".{did_you_mean(option, taken)}')
+
+
+def _candidates(tables: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[list[str]]:
+    """The sources to try, in groups of which the first that reads anything is taken."""
+    columns = {name for table in tables for name in table}
+    taken = {name: resolve.options_of(resolve.load(f"{HOME}{name}:{name}")).keys() for name in ANY_TABLE}
     known = [name for name in resolve.modules_of(sources) if name not in ANY_TABLE]
     known = [name for name in known if name not in MARKS or MARKS[name] & columns]
     return [*([] if options else [known]), *([name] for name in ANY_TABLE if options.keys() <= taken[name])]
@@ -184,13 +192,29 @@ def _mappings(source: str, tables: Sequence[Mapping[str, Any]], given: Mapping[s
         yield {**mapping.options, **given}
 
 
-def _nothing(file: RawFile, columns: Iterable[str], source: str | None, fallen: str) -> str:
-    """The sentence for rows that nothing reads."""
+def _nothing(file: RawFile, columns: names.Columns, source: str | None, options: Mapping[str, Any], fallen: str) -> str:
+    """What to say of rows that nothing reads: what they are, and which option decides."""
+    known = [*columns.paths, *columns.inner_paths()]
+    for option, name in options.items():
+        if option in names.COLUMN_OPTIONS and name and name not in known:
+            return f'{file.shown}: no column "{name}", which --option {option} names.{did_you_mean(str(name), known)}'
+    if len(columns.paths) == 1 and ";" in columns.paths[0]:
+        return (
+            f'{file.shown}: one column, called "{columns.paths[0]}". What parts columns is a comma in a .csv file, and '
+            "a tab in a .tsv file: write it so."
+        )
+    if columns.paths == ["messages"]:
+        return (
+            f"{file.shown}: conversations alone, without a better and a worse answer. `prefkit adopt` takes them as "
+            "they are, to fine-tune on."
+        )
     why = f"its first rows do not read as {source} ({fallen})" if source else "no source reads its first rows"
     return (
-        f"{file.shown}: {why}. Its columns are {', '.join(list(columns)[:20])}. Say what they are: --source ratings "
-        "with --option prompt=NAME --option response=NAME --option score=NAME; or --source pairs with prompt, chosen "
-        "and rejected; or --source unpaired with prompt, completion and label."
+        f"{file.shown}: {why}. Its columns are {', '.join(columns.told()[:20])}. Say what they are: --source ratings "
+        "with --option prompt=NAME --option response=NAME --option score=NAME (for a list of answers, --option "
+        "completions=NAME as well, and response and score are names within it); or --source pairs with prompt, chosen "
+        "and rejected; or --source unpaired with prompt, completion and label. For anything else, write a source: "
+        "docs/howto/extend.md."
     )
 
 

@@ -23,8 +23,10 @@ def print_plan(options: Options, out: str, workers: int | None, limit: int | Non
     size = sum(sizes)
     parts = sum(max(1, -(-size // options.chunk_bytes)) for size in sizes)
     of_each = f", the first {limit:,} rows of each" if limit else ""
+    plural = {number: "s" * (number != 1) for number in (len(files), parts)}
     console.print(
-        f"reads {len(files)} files, {size:,} bytes{of_each}, in about {parts} parts with {workers or 'all'} workers",
+        f"reads {len(files)} file{plural[len(files)]}, {size:,} bytes{of_each}, in about {parts} part{plural[parts]} "
+        f"with {workers or 'all'} workers",
         markup=False,
     )
     console.print(f"writes to {out}; nothing was written now", markup=False)

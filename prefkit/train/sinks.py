@@ -1,6 +1,6 @@
 """Where figures go besides RUN: Weights & Biases, MLflow. Each is an optional package, imported when it is asked for.
 
-    prefkit train … --log-to wandb --log-to mlflow        # pip install 'prefkit[wandb]', 'prefkit[mlflow]'
+    prefkit train … --log-to wandb --log-to mlflow        # pip install '.[wandb,mlflow]'
 
 A sink is a context that yields `write(figures, step)`. Project, server and credentials come from where the package
 itself looks for them (`wandb login`, WANDB_PROJECT, WANDB_MODE=offline; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME);
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import TrainError, UsageError, one_line
+from prefkit.extras import install
 
 SINKS = ("wandb", "mlflow")
 Figures = Mapping[str, float]
@@ -34,7 +35,7 @@ def need(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UsageError(f"--log-to {name} needs the package {name}: pip install 'prefkit[{name}]'.") from error
+            raise UsageError(f"--log-to {name} needs the package {name}: {install(name)}.") from error
 
 
 @contextmanager

@@ -117,6 +117,8 @@ def _find(name: str, where: str) -> str:
     losses = resolve.functions_of(importlib.import_module(HOME))
     if name == "sft":
         raise UsageError(f'{where}: objective "sft" is a phase of its own. In a sum, write sft_weight instead.')
+    if name.lower() == "dpo":
+        raise UsageError(f'{where}: DPO\'s loss goes by the name "sigmoid", as in TRL: objective = "sigmoid".')
     if ":" not in name and name not in losses:
         raise UsageError(f'{where}: there is no objective "{name}".{did_you_mean(name, ["sft", *losses])}')
     return resolve.find(name, HOME, where)

@@ -37,6 +37,9 @@ SPECIAL_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
+# What a folder that transformers can load something from has one of.
+OF_MODELS = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
+
 # Built-in templates. "plain" asks nothing of the vocabulary but an end-of-sequence token, so it suits any base model.
 TEMPLATES = {
     "plain": (
@@ -51,6 +54,8 @@ TEMPLATES = {
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     """A tokenizer by name or path, of an adapter without one its base's; TrainError where there is none."""
     local = local_files_only(name)
+    if Path(name).is_dir() and not any(Path(name, file).is_file() for file in OF_MODELS):
+        raise TrainError(f'"{name}" is no folder of a model: none of {", ".join(OF_MODELS)} is there.')
     base = base_of(name, local_files_only=local)
     if base is not None and not has_file(str(name), "tokenizer_config.json", local_files_only=local):
         return load_tokenizer(base, trust_remote_code=trust_remote_code)

@@ -13,6 +13,7 @@ import pytest
 from prefkit import manifest
 from prefkit.cli import main
 from prefkit.config import load_pipeline
+from prefkit.extras import install
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.verify import verify
 from tests.conftest import PROJECT
@@ -158,4 +159,4 @@ def test_without_huggingface_hub(
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["export", str(data), "--push-to-hub", "me/pairs"]) == 2
-    assert "pip install 'prefkit[hub]'" in capsys.readouterr().err
+    assert install("hub") in capsys.readouterr().err

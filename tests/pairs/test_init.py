@@ -147,6 +147,7 @@ def test_paths_are_relative_to_the_file_as_the_inputs_were_to_here(
             {"use": "pairs", "chosen_score": "chosen_rating", "rejected_score": "rejected_rating"},
         ),
         ({"question": "a?", "answer": "b", "thumbs_up": True}, {"use": "unpaired", "label": "thumbs_up"}),
+        ({"prompt": "a?", "completion": "b", "label": "False"}, {"use": "unpaired", "label": "label"}),
         ({"prompt": "a?", "response": "b", "helpfulness": 3}, {"use": "ratings", "score": "helpfulness"}),
     ],
 )
@@ -190,6 +191,21 @@ def test_what_it_cannot_tell_it_says_with_the_mend(tmp_path: Path, capsys: pytes
     assert 'Did you mean "ratings"' in fails(capsys, 2, "init", two, "--out", tmp_path / "x.toml", "--source", "rating")
     message = fails(capsys, 2, "init", two, "--out", tmp_path / "x.toml", "--option", "chsen=answer")
     assert 'Did you mean "chosen"' in message
+    message = fails(capsys, 2, "init", two, "--out", tmp_path / "x.toml", "--option", "score=relevanz")
+    assert 'no column "relevanz", which --option score names. Did you mean "relevance"?' in message
+    message = fails(capsys, 2, "init", two, "--out", tmp_path / "x.toml", "--source", "ratings", "--option", "promt=a")
+    assert 'ratings has no "promt". Did you mean "prompt"?' in message
+    nested = jsonl(tmp_path / "nested.jsonl", [{"meta": {"id": 1}, "q": "a?", "out": [{"t": "b", "j": {"s": 3}}]}])
+    message = fails(capsys, 2, "init", nested, "--out", tmp_path / "x.toml")
+    assert "Its columns are meta.id, q, out (a list of t, j.s). Say what they are" in message
+    named = [f"--option={name}" for name in ("prompt=q", "completions=out", "response=t", "score=j.s")]
+    assert init(tmp_path / "nested.toml", nested, *named)["score"] == "j.s"
+    capsys.readouterr()
+    chats = jsonl(tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "a?"}]}])
+    assert "`prefkit adopt` takes them" in fails(capsys, 2, "init", chats, "--out", tmp_path / "x.toml")
+    (tmp_path / "excel.csv").write_text("prompt;response;score\na?;b;3\n")
+    message = fails(capsys, 2, "init", tmp_path / "excel.csv", "--out", tmp_path / "x.toml")
+    assert 'one column, called "prompt;response;score"' in message
     text = jsonl(tmp_path / "text.jsonl", [])
     text.write_text('"only text"\n17\n')
     assert "no row that is an object" in fails(capsys, 2, "init", text, "--out", tmp_path / "x.toml")

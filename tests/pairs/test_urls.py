@@ -23,6 +23,7 @@ pytest.importorskip("aiohttp", reason="needs the clients: pip install 'prefkit[u
 from prefkit import urls
 from prefkit.config import load_pipeline
 from prefkit.errors import DataError, UsageError
+from prefkit.extras import install
 from prefkit.pairs import inputs
 from prefkit.pairs.build import build_pairs
 from tests.pairs import servers
@@ -186,7 +187,7 @@ def test_places_that_cannot_be(http: Server, url: str, error: type[Exception], w
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(UsageError, match=re.escape("needs aiohttp: pip install 'prefkit[url]'")):
+    with pytest.raises(UsageError, match=re.escape(f"needs aiohttp: {install('url')}")):
         read("https://example.org/a.jsonl")
 
 

@@ -1,8 +1,8 @@
 """Unpaired feedback, as KTO takes it (arXiv:2402.01306): a prompt, one answer and a thumb up or down a row.
 
 `prompt` is text or messages; where a row has none, the last turn of `completion` is the answer and what stands before
-it the prompt (one conversation a row, as LLaMA-Factory has it). A label is true or false, 1 or 0; nothing else is
-taken for one. CSV has only text: the source `ratings` reads it, with 1 and 0 as scores.
+it the prompt (one conversation a row, as LLaMA-Factory has it). A label is true or false, 1 or 0, or one of these four
+written as text in any case, since CSV has only text; nothing else is taken for one.
 
 Answers to one prompt from several rows are united later, and a prompt with both labels gives pairs.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prefkit.pairs.columns import get, need, text
+from prefkit.pairs.columns import get, label_of, need, text
 from prefkit.pairs.records import BadRow, Completion, Rated, final_answer, messages, with_system, without_prompt
 
 
@@ -41,8 +41,9 @@ def unpaired(
 
 
 def _label(value: Any, field: str) -> float | None:
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if not isinstance(value, int) or value not in (0, 1):
+    good = label_of(value)
+    if good is None:
         raise BadRow("not_a_label", f'"{field}" is {value!r:.40}, not true or false')
-    return float(value)
+    return float(good)

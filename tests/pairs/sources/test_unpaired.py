@@ -34,8 +34,13 @@ def test_columns_by_option() -> None:
 
 
 def test_labels_that_are_none() -> None:
-    for label in ("yes", "1", 1.0, -1, [True], {"up": True}):
+    for label in ("yes", "1.0", 1.0, -1, [True], {"up": True}):
         assert one("unpaired", {"prompt": "Q", "completion": "A", "label": label}) == "not_a_label"
+
+
+def test_labels_as_csv_has_them() -> None:
+    for text, score in (("True", 1), ("false", 0), (" 1 ", 1), ("0", 0), ("", None)):
+        assert only(one("unpaired", {"prompt": "Q", "completion": "A", "label": text})).score == score
 
 
 def test_answers_that_are_none() -> None:
