@@ -87,6 +87,11 @@ class Tested:
     reference_logps: np.ndarray | None
     labels: slices.Labels
 
+    @classmethod
+    def of(cls, objective: Preference | Supervised, examples: Examples) -> Tested:
+        """A test split whose reference is not computed yet."""
+        return cls(objective.on(examples), examples, None, slices.of(examples))
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -190,6 +195,11 @@ def in_short(figures: dict[str, float], speed: dict[str, float]) -> str:
     shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
     parts = [f"{word} {figures[name]:.3f}" for name, word in shown.items() if name in figures]
     return ", ".join([*parts, f"{speed['pairs_per_second']:.1f} pairs/s"])
+
+
+def recalled(state: dict[str, Any]) -> list[Tensor | None]:
+    """What the losses remembered at a checkpoint."""
+    return [None if kept is None else torch.tensor(kept, dtype=torch.float64) for kept in state["memory"]]
 
 
 def remembered(loop: Loop) -> list[list[float] | None]:

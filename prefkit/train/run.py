@@ -17,11 +17,11 @@ from, derives the reference from those, and only then puts the checkpoint into p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from prefkit.train import (
     shards,
     sinks,
     slices,
+    standing,
     tokenizer,
 )
 from prefkit.train import optimizer as optimizers
@@ -54,7 +55,7 @@ from prefkit.train.adapters import Lora
 from prefkit.train.alarms import Alarms
 from prefkit.train.arriving import supplied
 from prefkit.train.claim import claimed
-from prefkit.train.loop import Job, Loop, Tested, run_steps
+from prefkit.train.loop import Job, Loop, Tested, recalled, run_steps
 from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import Preference, of_phase
 from prefkit.train.options import Phase, TrainOptions, check
@@ -62,9 +63,6 @@ from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.splits import make_plan, open_splits
 
 __all__ = ["check", "plan", "train"]
-
-# A finished phase can be finished again from its last checkpoint; what came after it started from its model.
-FINISH_AGAIN = "Delete the phase's phase.json and the folders of the phases after it, and go on with --resume."
 
 
 def train(
@@ -128,10 +126,10 @@ def run_phases(
     finished = {phase.name: out / phase.name / "phase.json" for phase in options.phases}
     for number, (name, file) in enumerate(finished.items()):
         if parallel.of_first(file.exists()):
-            check_unchanged(job, name, read_report(file)["made_from"], vocabulary(job))
+            standing.check_unchanged(job, name, standing.read_report(file)["made_from"], standing.vocabulary(job))
         else:
             run_phase(job, number)
-    reports = {name: read_report(file) for name, file in finished.items()}
+    reports = {name: standing.read_report(file) for name, file in finished.items()}
     return {"model": str(out / "model"), "phases": reports}
 
 
@@ -184,40 +182,35 @@ def located(name: str, folder: Path) -> str:
 
 def start_of(job: Job, number: int) -> Any:
     """The model that a phase starts from, exactly as it was before the phase, also when resuming."""
+    model, phase = job.options.model, job.options.phases[number]
     if number:
         before = job.out / job.options.phases[number - 1].name / "model"
         if (damaged := files.damaged(before)) is not None:
-            raise TrainError(f"{damaged}: damaged. {FINISH_AGAIN}")
-        return policy.load(before, trust_remote_code=job.options.model.trust_remote_code)
-    model = job.options.model
-    if model.config is not None:
-        return policy.create(model.config, job.tokenizer, seed=model.seed)
-    return policy.load(located(model.path or "", job.options.folder), trust_remote_code=model.trust_remote_code)
+            raise TrainError(f"{damaged}: damaged. {standing.FINISH_AGAIN}")
+        start = policy.load(before, trust_remote_code=model.trust_remote_code)
+    elif model.config is not None:
+        start = policy.create(model.config, job.tokenizer, seed=model.seed)
+    else:
+        start = policy.load(located(model.path or "", job.options.folder), trust_remote_code=model.trust_remote_code)
+    if phase.lora is not None:
+        adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
+    return start
 
 
 def run_phase(job: Job, number: int) -> None:
     """One phase from its start, or from its newest checkpoint, to its exported model and `phase.json`."""
     phase, losses = job.options.phases[number], job.options.losses[number]
     objective = of_phase(phase, losses)
-    asked = None if phase.samples is None else samples.choose(SampleOptions(**phase.samples), job.data, job.manifest)
+    taken = open_samples(job, phase)
     start = start_of(job, number)
-    if phase.lora is not None:
-        adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
     train_set, test_set = open_splits(job, phase, objective, start)
     train_set, order = make_plan(job, phase, losses, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
-    tests = None if test_set is None else objective.on(test_set.whole)
+    tested = None if test_set is None else Tested.of(objective, test_set.whole)
     objective = objective.on(train_set.examples)
-
     now = learner.ready(job, phase, start)
-    made_from = {
-        "the model it started from": policy.weights_hash(start),
-        **vocabulary(job),
-        "the tokens of train": train_set.store.key,
-        "the tokens of test": test_set and test_set.store.key,
-    }
-    parallel.alike(made_from)
-    state = where_it_stands(job, number, made_from)
+    made_from = standing.made_from(job, start, train_set, test_set)
+    state = standing.of(job, number, made_from)
     # All that can be found wrong was looked at before this, since the reference takes long.
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
@@ -228,10 +221,6 @@ def run_phase(job: Job, number: int) -> None:
     if state["step"]:
         checkpoint.restore(job.out / phase.name / "checkpoints", now, optimizer, moving)
     begun.write(job, phase.name, steps, made_from, now.device)
-    tested = None
-    if test_set is not None and tests is not None:
-        tested = Tested(tests, test_set.whole, of_test, slices.of(test_set.whole))
-    log = open_log(job, phase, state)
     loop = Loop(
         job=job,
         phase=phase,
@@ -242,37 +231,27 @@ def run_phase(job: Job, number: int) -> None:
         order=order,
         steps=steps,
         reference=of_train,
-        tested=tested,
-        log=log,
-        samples=open_samples(job, phase, asked, state["step"]),
+        tested=tested and replace(tested, reference_logps=of_test),
+        log=open_log(job, phase, state),
+        samples=taken,
         slices=slices.begun(train_set.examples, objective.names, state.get("slices")),
-        memory=[None if kept is None else torch.tensor(kept, dtype=torch.float64) for kept in state["memory"]],
+        memory=recalled(state),
         moving=moving,
     )
-    try:
-        with supplied(train_set.examples, lambda: order.shards_needed(state["step"], steps)):
-            run_steps(loop, state)
-        bytes_written = log.length()
-    finally:
-        log.close()
-    if train_set.store.counts and phase.stream:  # none, where all steps were done before
-        job.progress.note(f"{phase.name}, {train_set.store.summary}")
-    finish(loop, number, bytes_written)
+    finish(loop, number, run_loop(loop, state))
 
 
-def where_it_stands(job: Job, number: int, made_from: dict[str, Any]) -> dict[str, Any]:
-    """The state that a phase begins with; or of its newest checkpoint, if that was made from the same."""
-    name = job.options.phases[number].name
-    folder = job.out / name / "checkpoints"
-    with parallel.first_before_others():
-        if parallel.is_first():
-            checkpoint.settle(folder, job.progress.note)
-    state = parallel.of_first(checkpoint.latest_state(folder))
-    if state is None:
-        written = finished_bytes(job, number)
-        return {"step": 0, "num_tokens": 0, "metrics_bytes": written, "memory": [], "made_from": made_from}
-    check_unchanged(job, name, state["made_from"], made_from)
-    return dict(state)
+def run_loop(loop: Loop, state: dict[str, Any]) -> int:
+    """All steps after those of `state`; returns the length of the log."""
+    examples, order = loop.train_set.examples, loop.order
+    with closing(loop.log), supplied(examples, lambda: order.shards_needed(state["step"], loop.steps)):
+        if loop.samples is not None:
+            loop.samples.cut(state["step"] or -1)
+        run_steps(loop, state)
+        written = loop.log.length()
+    if loop.train_set.store.counts and loop.phase.stream:  # none, where all steps were done before
+        loop.job.progress.note(f"{loop.phase.name}, {loop.train_set.store.summary}")
+    return written
 
 
 def open_log(job: Job, phase: Phase, state: dict[str, Any]) -> metrics.Log | metrics.NoLog:
@@ -290,50 +269,12 @@ def open_log(job: Job, phase: Phase, state: dict[str, Any]) -> metrics.Log | met
     )
 
 
-def open_samples(job: Job, phase: Phase, asked: list[Any] | None, step: int) -> Samples | None:
-    """What takes the samples of a phase, of the prompts `asked` if there are any; without those after step `step`."""
-    if asked is None:
+def open_samples(job: Job, phase: Phase) -> Samples | None:
+    """What takes the samples of a phase, if it asks for any."""
+    if phase.samples is None:
         return None
-    taken = Samples(job.out, phase.name, SampleOptions(**phase.samples or {}), asked, job.tokenizer)
-    taken.cut(step or -1)
-    return taken
-
-
-def vocabulary(job: Job) -> dict[str, Any]:
-    """What all phases must have in common besides options and data: hashes of chat template and tokenizer."""
-    template = json.dumps(job.tokenizer.chat_template, sort_keys=True).encode()
-    return {
-        "the chat template": hashlib.sha256(template).hexdigest(),
-        "the tokenizer": chat.tokenizer_hash(job.tokenizer),
-    }
-
-
-def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """TrainError if something that a phase was made from is another one now, though the options are the same."""
-    for what, value in now.items():
-        if before[what] != value:
-            raise TrainError(
-                f"{job.out}: cannot resume, {what} of phase {name} has changed since. Choose another --out."
-            )
-
-
-def finished_bytes(job: Job, number: int) -> int:
-    """Length of the metrics log when the phase before was finished."""
-    if number == 0:
-        return 0
-    return read_report(job.out / job.options.phases[number - 1].name / "phase.json")["metrics_bytes"]
-
-
-def read_report(file: Path) -> dict[str, Any]:
-    """What `finish` wrote of a phase; TrainError if it is damaged."""
-    try:
-        report = json.loads(file.read_text())
-        whole = isinstance(report["metrics_bytes"], int) and isinstance(report["made_from"], dict)
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise TrainError(f"{file}: damaged. {FINISH_AGAIN}")
-    return report
+    options = SampleOptions(**phase.samples)
+    return Samples(job.out, phase.name, options, samples.choose(options, job.data, job.manifest), job.tokenizer)
 
 
 def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
@@ -349,7 +290,7 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
     report = {
         "steps": max(line["step"] for line in lines),
         "metrics_bytes": metrics_bytes,
-        "made_from": vocabulary(job),
+        "made_from": standing.vocabulary(job),
         "tokens": loop.train_set.store.counts,
         "epochs": [loop.order.account(epoch) for epoch in range(loop.phase.epochs)],
         "last_step": next((line for line in reversed(lines) if "loss" in line), None),

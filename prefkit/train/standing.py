@@ -1,0 +1,83 @@
+"""Where a phase stands: not begun, at a checkpoint, or finished; and whether it may go on from there.
+
+What a phase is made from (the hashes of its model, tokenizer, template and tokens) is kept in its checkpoints and in
+RUN/<phase>/phase.json, which says that it is finished. Going on is refused if one of them is another one by now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import TrainError
+from prefkit.train import chat, checkpoint, parallel, policy
+from prefkit.train.loop import Job, SplitData
+
+# A finished phase can be finished again from its last checkpoint; what came after it started from its model.
+FINISH_AGAIN = "Delete the phase's phase.json and the folders of the phases after it, and go on with --resume."
+
+
+def of(job: Job, number: int, made_from: dict[str, Any]) -> dict[str, Any]:
+    """The state that a phase begins with; or that of its newest checkpoint, if it was made from the same."""
+    name = job.options.phases[number].name
+    folder = job.out / name / "checkpoints"
+    with parallel.first_before_others():
+        if parallel.is_first():
+            checkpoint.settle(folder, job.progress.note)
+    state = parallel.of_first(checkpoint.latest_state(folder))
+    if state is None:
+        written = finished_bytes(job, number)
+        return {"step": 0, "num_tokens": 0, "metrics_bytes": written, "memory": [], "made_from": made_from}
+    check_unchanged(job, name, state["made_from"], made_from)
+    return dict(state)
+
+
+def made_from(job: Job, start: Any, train_set: SplitData, test_set: SplitData | None) -> dict[str, Any]:
+    """All that the result of a phase depends on besides options and data; the same on every rank, or TrainError."""
+    made = {
+        "the model it started from": policy.weights_hash(start),
+        **vocabulary(job),
+        "the tokens of train": train_set.store.key,
+        "the tokens of test": test_set and test_set.store.key,
+    }
+    parallel.alike(made)
+    return made
+
+
+def vocabulary(job: Job) -> dict[str, Any]:
+    """What all phases must have in common besides options and data: hashes of chat template and tokenizer."""
+    template = json.dumps(job.tokenizer.chat_template, sort_keys=True).encode()
+    return {
+        "the chat template": hashlib.sha256(template).hexdigest(),
+        "the tokenizer": chat.tokenizer_hash(job.tokenizer),
+    }
+
+
+def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """TrainError if something that a phase was made from is another one now, though the options are the same."""
+    for what, value in now.items():
+        if before[what] != value:
+            raise TrainError(
+                f"{job.out}: cannot resume, {what} of phase {name} has changed since. Choose another --out."
+            )
+
+
+def finished_bytes(job: Job, number: int) -> int:
+    """Length of the metrics log when the phase before was finished."""
+    if number == 0:
+        return 0
+    return read_report(job.out / job.options.phases[number - 1].name / "phase.json")["metrics_bytes"]
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """What `finish` wrote of a phase; TrainError if it is damaged."""
+    try:
+        report = json.loads(file.read_text())
+        whole = isinstance(report["metrics_bytes"], int) and isinstance(report["made_from"], dict)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise TrainError(f"{file}: damaged. {FINISH_AGAIN}")
+    return report
