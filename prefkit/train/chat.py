@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from prefkit.errors import DataError, TrainError, did_you_mean
 from prefkit.manifest import Manifest, Shard
 from prefkit.schema import MESSAGES
-from prefkit.train import parallel, shards
+from prefkit.train import files, parallel, shards
 from prefkit.train.length import Given, Limit, Policy, fit
 from prefkit.train.metrics import Progress
 from prefkit.train.mismatch import with_mismatched
@@ -101,6 +101,8 @@ def tokenise(
         with parallel.first_before_others():
             if parallel.is_first():
                 finish_store(folder, split, new.files)
+    elif parallel.is_first():
+        files.sweep(folder)
     finished = open_store(folder, key)
     if finished is None:
         raise DataError(f"{folder}: what one rank wrote, another does not find. All nodes must share this folder.")

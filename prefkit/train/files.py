@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, and are known again: scratch folders, SHA-256 sums, full disks.
 
 What training writes is first written in a scratch folder, and then put into place by one rename. A process that is
-killed leaves its scratch folder behind; the next one that writes there removes it, unless whoever made it still lives,
+killed leaves its scratch folder behind; the next one that writes or reads there removes it, unless whoever made it still lives,
 which its lock tells, however the process ended.
 
 `SHA256SUMS` in a folder lists its files as `sha256sum` does, so `sha256sum --check SHA256SUMS` finds damage as well.
@@ -30,7 +30,7 @@ SCRATCH = "writing-"
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """A folder within `folder` to write into, of this process alone; removes those of processes that are no more."""
-    _sweep(folder)
+    sweep(folder)
     while True:
         path = Path(tempfile.mkdtemp(dir=folder, prefix=SCRATCH))
         try:
@@ -48,7 +48,8 @@ def scratch(folder: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
+    """Remove the scratch folders of processes that are no more."""
     for path in folder.glob(f"{SCRATCH}*"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another swept it; its process is at work
             lock = os.open(path, os.O_RDONLY)

@@ -148,11 +148,13 @@ def check(pipeline: Pipeline, *, model: str | None = None) -> TrainOptions:
     given = config.section(pipeline.table, "model", where)
     if model is not None:
         model = str(Path(model).resolve()) if Path(model).is_dir() else model  # relative to here, not to the file
-        given = {key: value for key, value in given.items() if key not in ("path", "config")} | {"path": model}
+        given = {key: value for key, value in given.items() if key not in ("path", "config", "seed")} | {"path": model}
         if isinstance(given.get("tokenizer"), dict):  # of the random start that the model replaces
             del given["tokenizer"]
     checked = Model(**resolve.check("prefkit.train.options:Model", given, f"{where}: [model]").options)
     _check_model(checked, where)
+    if checked.path is not None and "seed" in given:
+        raise UsageError(f'{where}: [model] option "seed" has no effect: no weights are random, they come from path.')
     tables = config.tables(pipeline.table, "train", where)
     if not tables:
         raise UsageError(f"{where}: no [[train]] phase, so there is nothing to train.")
@@ -182,6 +184,8 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
             f'{where}: max_length_policy = "truncate" is called "truncate_completion" now, '
             'beside "truncate_prompt_start".'
         )
+    if "max_length_policy" in table and table.get("max_length") == 0:
+        raise UsageError(f'{where}: option "max_length_policy" has no effect without a limit (max_length = 0).')
     defaults = {
         "name": "-".join(address.rpartition(":")[2] for address in found) or "sft",
         "learning_rate": DEFAULT_LEARNING_RATE["preference" if found else "sft"],

@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 from prefkit.errors import TrainError
 from prefkit.train import parallel
 from prefkit.train.examples import Examples
-from prefkit.train.files import naming, scratch
+from prefkit.train.files import naming, scratch, sweep
 from prefkit.train.metrics import Progress
 from prefkit.train.policy import Policy, weights_hash
 from prefkit.train.store import Store
@@ -102,6 +102,8 @@ def cached(
                 if parallel.is_first():
                     _write(path, computed)
         arrays.append(_complete(path, shard, mine))
+    if parallel.is_first():
+        sweep(folder)
     return np.concatenate(arrays)
 
 

@@ -53,18 +53,16 @@ def _figures(result: dict[str, Any]) -> Table:
 
 def _judged(result: dict[str, Any]) -> Table:
     """The figures of labelled answers; a dash where one of the labels is missing."""
-    heads = ("answers", "good", "AUC", "95 %", "accuracy", "95 %", "loss", "margin", "chosen", "rejected")
-    table = _table(_title(result), "", *heads)
+    table = _table(_title(result), "", "answers", "AUC", "95 %", "accuracy", "loss", "margin")
 
-    def shown(value: float | None, digits: int = 4) -> str:
+    def shown(value: float | None, digits: int = 3) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
 
     for label, row in _rows(result):
-        cells = [f"{row['answers']:,}", f"{row['good']:,}"]
-        for name in ("rewards/auc", "rewards/accuracies"):
-            low, high = row[f"{name}_low"], row[f"{name}_high"]
-            cells += [shown(row[name], 3), "–" if low is None else f"{low:.3f}–{high:.3f}"]
-        table.add_row(label, *cells, *(shown(row[name]) for name in REWARDS))
+        low, high = row["rewards/auc_low"], row["rewards/auc_high"]
+        ends = "–" if low is None else f"{low:.3f}–{high:.3f}"
+        cells = [shown(row["rewards/auc"]), ends, shown(row["rewards/accuracies"])]
+        table.add_row(label, f"{row['answers']:,}", *cells, shown(row["loss"], 4), shown(row["rewards/margins"], 4))
     return table
 
 

@@ -45,10 +45,14 @@ CALLS += [(checkpoint, "save_file"), (reference, "save_file")]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("campaign") / "d"
+    return made(tmp_path_factory.mktemp("campaign") / "d")
+
+
+def made(folder: Path) -> Path:
+    """The data set of all runs, whose test split says the contrary, so that an alarm has something to say."""
     rows = toy_pairs(16, answers=2)
     contrary = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[14:]]
-    write_data_set(folder, rows[:14], contrary, shards=2)  # so that an alarm has something to say
+    write_data_set(folder, rows[:14], contrary, shards=2)
     return folder
 
 

@@ -191,8 +191,11 @@ def test_interrupted_store_goes_on(tmp_path, words, monkeypatch):
     store = chat.tokenise(folder, manifest, "train", words, ALL, **how)
     assert calls == [f"data/train-{n:05d}.parquet" for n in (0, 1, 1, 2)]
     assert store.counts["examples"] == 9
+    left = store.folder / "writing-left"  # by a kill in the last thing that writing does
+    left.mkdir()
     chat.tokenise(folder, manifest, "train", words, ALL, **how)
     assert len(calls) == 4
+    assert not left.exists()
 
 
 def test_changed_shard_is_refused(tmp_path, words):

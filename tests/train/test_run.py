@@ -514,6 +514,7 @@ def test_schedules_are_those_of_transformers(schedule, warmup):
         ({"objective": "hinge", "label_smoothing": 0.1}, 'objective "hinge" has no option "label_smoothing"'),
         ({"objective": "ipo", "column": "x"}, 'option "column" has no effect on objective "ipo"'),
         ({"objective": "sigmoid", "beta": -1}, "beta"),
+        ({"objective": "sigmoid", "max_length": 0, "max_length_policy": "drop"}, "no effect without a limit"),
         ({"objective": "sigmoid", "dtype": "float16"}, "dtype"),
         ({"objective": "sigmoid", "lora": {"rank": 8}}, 'lora: unknown option "rank"'),
         ({"objective": "sigmoid", "name": "../up"}, "must be letters"),
@@ -534,6 +535,8 @@ def test_model_options_are_checked(data):
         run.check(pipeline(data, DPO, config=TINY))
     with pytest.raises(UsageError, match="vocab_size"):
         run.check(pipeline(data, DPO, config=TINY, tokenizer={"vocab_size": 3}))
+    with pytest.raises(UsageError, match=r'"seed" has no effect: no weights are random'):
+        run.check(pipeline(data, DPO, path="a", seed=1))
     assert run.check(pipeline(data, DPO), model="some/name").model.path == "some/name"
     with pytest.raises(UsageError, match=r'two .* named "dpo"'):
         run.check(pipeline(data, DPO, DPO))

@@ -142,11 +142,12 @@ def test_a_missing_package_is_one_sentence(data, tmp_path, monkeypatch, capsys, 
 
 
 def test_wandb_itself_offline(data, tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="needs the extra wandb")
+    wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
     for name, value in {"MODE": "offline", "SILENT": "true", "API_KEY": "a" * 40}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     out = tmp_path / "r"
     run.train(pipeline(data, *PHASES), data=data, out=out, log_to=["wandb"])
+    wandb.teardown()  # ends the process that writes the file
     (record,) = out.glob("wandb/offline-run-*/*.wandb")
     written = record.read_bytes()
     for text in (b"rewards/accuracies", b"pairs_per_step", (out / "wandb.id").read_bytes()):
