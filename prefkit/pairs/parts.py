@@ -235,6 +235,11 @@ def _csv_header(names: list[str], file: RawFile) -> list[str]:
     _refuse_twice(names, file)
     if any("\udc80" <= character <= "\udcff" for character in "".join(names)):
         raise DataError(f"{file.shown}: its header is no text in UTF-8. Is this a CSV file?")
+    if other := next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None):
+        raise DataError(
+            f"{file.shown}: its header is one column {names[0]!r}, as if {other!r} stood between the fields. Write it "
+            "with commas, or with tabs as .tsv."
+        )
     return names
 
 

@@ -154,7 +154,12 @@ def test_a_broken_record_costs_itself_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"a,b,a\n1,2,3\n", "two columns 'a'"), (b"a,\xff\n1,2\n", "no text"), (b'a,"b\n1,2\n', "header")],
+    [
+        (b"a,b,a\n1,2,3\n", "two columns 'a'"),
+        (b"a,\xff\n1,2\n", "no text"),
+        (b'a,"b\n1,2\n', "header"),
+        (b"a;b\n1;2\n", "as if ';' stood between"),
+    ],
 )
 def test_headers_that_cannot_be(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "a.csv").write_bytes(content)
