@@ -23,13 +23,33 @@ from pydantic import FiniteFloat
 
 from prefkit.errors import UsageError
 from prefkit.pairs.bucket import Bucket
-from prefkit.pairs.select import Neighbours, answers_left, judge, placed, save, side_of, unused, with_prompts
+from prefkit.pairs.select import (
+    Neighbours,
+    Rules,
+    answers_left,
+    first_says,
+    judge,
+    placed,
+    save,
+    side_of,
+    unused,
+    with_prompts,
+)
 
 SCORE = pl.col("completion_score")
 TEXT = ("prompt_id", "completion_text")
-ALWAYS = {
-    "contradictory_labels": pl.col("label").n_unique().over(TEXT) == 1,
-    "repeated_label": pl.int_range(pl.len()).over(TEXT) == 0,
+_IS_GOOD = pl.col("label")
+ALWAYS: Rules = {
+    "contradictory_labels": (
+        _IS_GOOD.n_unique().over(TEXT) == 1,
+        pl.when(_IS_GOOD)
+        .then(first_says("completion", ~_IS_GOOD, TEXT, "labels it bad"))
+        .otherwise(first_says("completion", _IS_GOOD, TEXT, "labels it good")),
+    ),
+    "repeated_label": (
+        pl.int_range(pl.len()).over(TEXT) == 0,
+        first_says("completion", pl.lit(True), TEXT, "has the same answer"),
+    ),
 }
 REASONS = ("no_label", *ALWAYS)
 
@@ -59,7 +79,7 @@ def label_bucket(folder: Path, bucket: int, rows: Bucket, among: Neighbours, how
     labelled = with_prompts(labelled, prompts).with_columns(label=how.desirable_at_least <= SCORE)
     has_label = (how.desirable_at_least <= SCORE) | (how.undesirable_at_most >= SCORE)
     options = ", ".join(f"{name}={value:g}" for name, value in how._asdict().items())
-    rules = {"no_label": (has_label, options), **{name: (rule, "") for name, rule in ALWAYS.items()}}
+    rules: Rules = {"no_label": (has_label, options), **ALWAYS}
     judged, lost = judge(labelled, "labels", rules)
     fates.append(unused(answers, judged, "labels"))
     save(folder, "labels", placed(judged, "labels", among.split), pl.concat(fates), lost)

@@ -49,15 +49,35 @@ PART = {
 }
 
 
+Rules = Mapping[str, tuple[pl.Expr, str | pl.Expr]]  # of each what it asks, and what to say of a row that breaks it
+
+
+def first_says(side: str, which: pl.Expr, same: Sequence[str | pl.Expr], what: str) -> pl.Expr:
+    """A detail: raw file and row of the first row, among those that are the `same`, for which `which` is true, and
+    `what` it says."""
+    place = (pl.col(f"{side}_{name}").filter(which).first().over(same) for name in ("file", "row"))
+    return pl.format(f"{{}}, row {{}} {what}", *place)
+
+
 # What a pair is, whatever strategy named it. The last two can only happen where a prompt has several sets. Texts are
 # told apart by their hashes.
 TEXTS = ["chosen_text", "rejected_text"]
-_BOTH = (pl.min_horizontal(TEXTS), pl.max_horizontal(TEXTS))
-ALWAYS: dict[str, pl.Expr] = {
-    "not_better": pl.col("margin") > 0,
-    "identical_responses": pl.col("chosen_text") != pl.col("rejected_text"),
-    "contradictory_labels": (pl.col("chosen_text") < pl.col("rejected_text")).n_unique().over("prompt_id", *_BOTH) == 1,
-    "repeated_pair": pl.int_range(pl.len()).over("prompt_id", *TEXTS) == 0,
+_SAME_PAIR = ["prompt_id", *TEXTS]
+_SAME_ANSWERS: list[str | pl.Expr] = ["prompt_id", pl.min_horizontal(TEXTS), pl.max_horizontal(TEXTS)]
+_IN_ORDER = pl.col("chosen_text") < pl.col("rejected_text")  # which of the two ways round a pair has its answers
+ALWAYS: Rules = {
+    "not_better": (pl.col("margin") > 0, ""),
+    "identical_responses": (pl.col("chosen_text") != pl.col("rejected_text"), ""),
+    "contradictory_labels": (
+        _IN_ORDER.n_unique().over(_SAME_ANSWERS) == 1,
+        pl.when(_IN_ORDER)
+        .then(first_says("chosen", ~_IN_ORDER, _SAME_ANSWERS, "prefers the other answer"))
+        .otherwise(first_says("chosen", _IN_ORDER, _SAME_ANSWERS, "prefers the other answer")),
+    ),
+    "repeated_pair": (
+        pl.int_range(pl.len()).over(_SAME_PAIR) == 0,
+        first_says("chosen", pl.lit(True), _SAME_PAIR, "has the same pair"),
+    ),
 }
 
 
@@ -93,8 +113,7 @@ class Pairing:
 def select_bucket(folder: Path, bucket: int, rows: Bucket, among: Neighbours, how: Pairing) -> None:
     """Write the bucket's pairs and rejects into `folder`, as `save` does."""
     answers, prompts, fates = answers_left(bucket, rows, among, SCORE_RULES)
-    rules = {name: (rule, "") for name, rule in ALWAYS.items()}
-    rules |= {call.name: (call.call(), shown(call)) for call in how.filters}
+    rules = {**ALWAYS, **{call.name: (call.call(), shown(call)) for call in how.filters}}
     judged, lost = judge(_pairs(answers, prompts, how.strategy), "pairs", rules)
     fates.append(unused(answers, judged, "pairs"))
     save(folder, "pairs", placed(judged, "pairs", among.split), pl.concat(fates), lost)
@@ -300,20 +319,21 @@ def side_of(answers: pl.DataFrame, name: str) -> pl.DataFrame:
     )
 
 
-def judge(
-    rows: pl.DataFrame, kind: str, rules: Mapping[str, tuple[pl.Expr, str]]
-) -> tuple[pl.DataFrame, dict[str, int]]:
+def judge(rows: pl.DataFrame, kind: str, rules: Rules) -> tuple[pl.DataFrame, dict[str, int]]:
     """Mark each row with the first rule that it breaks: columns `lost` (null: none) and `detail`; and count them."""
     texts = [f"{side}_text" for side in schema.SIDES[kind]]
     left = rows.with_row_index("at")
     fallen: list[pl.DataFrame] = []
-    for name, (rule, options) in rules.items():
+    for name, (rule, said) in rules.items():
         try:
             verdict = left.with_columns(keep=rule.fill_null(False))["keep"]
         except pl.exceptions.PolarsError as error:
             raise UsageError(f"[[build.filters]] {name} failed: {error}") from error
         broken = left.filter(~verdict)
-        detail = tables.seen(rule, options, broken.drop(texts))
+        if isinstance(said, str):
+            detail: pl.Expr | pl.Series = tables.seen(rule, said, broken.drop(texts))
+        else:  # it may name rows that stay; without broken ones nothing is looked up
+            detail = (left.select(said).to_series() if len(broken) else verdict.cast(pl.String)).filter(~verdict)
         fallen.append(broken.select("at", lost=pl.lit(name), detail=detail))
         left = left.filter(verdict)
     marks = pl.concat([pl.DataFrame(schema={"at": pl.UInt32, "lost": pl.String, "detail": pl.String}), *fallen])

@@ -152,6 +152,11 @@ def test_labels_of_prompts_that_stay_apart_agree(tmp_path: Path) -> None:
     apart = ["build.inputs.ratings.absolute=false", "build.split.test=0.0"]
     record = build(tmp_path, rows, *apart)
     assert record.stages[-1].rejected == {"contradictory_labels": 2, "repeated_label": 1}
+    assert set(rejects_of(tmp_path / "out").select("origin_row", "completion_index", "detail").rows()) == {
+        (1, 1, "out.jsonl, row 2 labels it good"),
+        (2, 0, "out.jsonl, row 1 labels it bad"),
+        (2, 1, "out.jsonl, row 1 has the same answer"),
+    }
     assert pairs_of(tmp_path / "out")["completion"].to_list() == [[{"role": "assistant", "content": "good"}]]
 
 

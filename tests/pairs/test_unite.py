@@ -131,6 +131,11 @@ def test_merged_comparisons_stay_comparisons(tmp_path: Path) -> None:
     build(tmp_path, MERGED + COMPARED, compared=rows)
     assert found(tmp_path) == {("a", "b"), ("c", "d")}, "a was never compared with d, nor c with b"
     assert fell(tmp_path) == {("contradictory_labels", 3), ("contradictory_labels", 4), ("repeated_pair", 5)}
+    assert set(rejects_of(tmp_path / "out").select("origin_row", "detail").rows()) == {
+        (3, "compared.jsonl, row 4 prefers the other answer"),
+        (4, "compared.jsonl, row 3 prefers the other answer"),
+        (5, "compared.jsonl, row 1 has the same pair"),
+    }
     build_first = tmp_path / "first"
     build_first.mkdir()
     build(build_first, COMPARED, compared=rows)
