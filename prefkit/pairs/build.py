@@ -70,7 +70,7 @@ def build_pairs(
             return publish.plan(pipeline, options, sources, limit, before)
 
         def finish() -> None:
-            if with_report and options.kind == "pairs":
+            if with_report:
                 _report(out, stages)
             publish.clean(out, keep_work)
             _upload(out, upload_to, overwrite, stages)

@@ -36,13 +36,13 @@ def verify(folder: Path) -> list[str]:
     wrong = [problem for shard in record.shards for problem in _shard(folder, shard, record.kind)]
     if (folder / "sketches").is_dir():  # without them a data set is whole, but cannot be added to
         wrong += extend.damaged(folder, record)
-    report = folder / REPORT
-    if report.is_file() and record.data_hash.encode() not in report.read_bytes():
-        wrong.append(f"{REPORT}: is of another data set; prefkit report {folder} makes it anew.")
     listed = {file.path for files in (record.shards, record.sketches) for file in files}
     present = {path.relative_to(folder).as_posix() for path in files_of(folder)}
     wrong += [f"{name}: not in the manifest." for name in sorted(present - listed)]
     whole = not wrong
+    report = folder / REPORT
+    if report.is_file() and record.data_hash.encode() not in report.read_bytes():
+        wrong.append(f"{REPORT}: is of another data set; prefkit report {folder} makes it anew.")
     if record.kind == "conversations":
         return wrong + (list(_conversations(folder, record)) if whole else [])
     wrong += _generations(record)

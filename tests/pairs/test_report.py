@@ -26,7 +26,7 @@ from prefkit.errors import DataError
 from prefkit.page.html import tag
 from prefkit.pairs import report
 from prefkit.pairs.build import build_pairs
-from prefkit.pairs.report import contents, fallen, figures, findings, sample
+from prefkit.pairs.report import contents, fallen, figures, findings, sample, shares
 from prefkit.pairs.verify import verify
 from tests.pages import INJECTIONS, Outline, rendered
 from tests.pairs.chats import build as ready_made
@@ -93,7 +93,7 @@ def test_counts_are_those_of_plain_python(data: Path) -> None:
     assert found.shares["shorter"]["all"].hits == sum(len(a) < len(b) for a, b in texts)
     wins = Counter(pair["chosen_model"] for pair in everything)
     met = wins + Counter(pair["rejected_model"] for pair in everything)
-    assert {name: (one.hits, one.total) for name, one in found.shares["wins"].items()} == {
+    assert {name: (one.hits, one.total) for name, one in found.shares["models"].items()} == {
         name: (wins[name], met[name]) for name in met
     }
     for name in ("chosen_score", "rejected_score", "margin"):
@@ -131,14 +131,12 @@ def test_an_interval_holds_the_truth_as_often_as_it_says_also_where_pairs_of_a_p
     for _ in range(400):
         n = rng.integers(1, 7, 150).astype(float)
         x = np.where(rng.random(150) < 0.3, n, 0.0)  # all pairs of a prompt agree: worth 150, not 525
-        found = figures.share(x.sum(), n.sum(), (x * x).sum(), (x * n).sum(), (n * n).sum(), 150.0)
+        found = shares.share(x.sum(), n.sum(), (x * x).sum(), (x * n).sum(), (n * n).sum(), 150.0)
         inside += found.low <= 0.3 <= found.high
     assert 0.92 <= inside / 400 <= 0.98
-    alone = figures.share(
-        30.0, 100.0, 30.0, 30.0, 100.0, 100.0
-    )  # a pair a prompt: n / (n - 1) of Wilson's own variance
+    alone = shares.share(30.0, 100.0, 30.0, 30.0, 100.0, 100.0)  # a pair a prompt: n / (n - 1) of Wilson's own variance
     assert (alone.low, alone.high) == pytest.approx(binomtest(30, 100).proportion_ci(0.95, "wilson"), abs=1e-3)
-    none = figures.share(0.0, 40.0, 0.0, 0.0, 40.0, 40.0)
+    none = shares.share(0.0, 40.0, 0.0, 0.0, 40.0, 40.0)
     assert none.low == 0.0
     assert 0.05 < none.high < 0.15
 
@@ -242,7 +240,7 @@ def test_text_of_the_data_is_text_in_the_page(hostile: Path, data: Path) -> None
             assert f"'sha256-{digest}'" in policy
         assert "unsafe" not in policy
         held = json.loads(parts[1][1])
-        assert held["pairs"]
+        assert held["rows"]
         assert held["rejects"]
     sources = {pair["source"] for split in ("train", "test") for pair in shards(hostile, split)}
     assert len(sources) > 5, "injections must have reached the data set for this test to mean anything"
@@ -253,7 +251,7 @@ def test_what_is_not_made_by_tag_is_escaped() -> None:
 
 
 VISIT = """
-for (const key of ["p", "r"]) {
+for (const key of KEYS) {
   document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
   for (let n = 0; n < 300; n++) document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
   document.body.append(` at the end: ${document.getElementById("position").textContent} `);
@@ -261,12 +259,13 @@ for (const key of ["p", "r"]) {
 """
 
 
-def visited(text: str, folder: Path, policy: bool = True) -> str:
+def visited(text: str, folder: Path, policy: bool = True, keys: str = "pr") -> str:
     """A page after a browser showed all of its sample: by a script of the test, which the policy is told to allow."""
     folder.mkdir()
-    digest = base64.b64encode(hashlib.sha256(VISIT.encode()).digest()).decode()
+    visit = VISIT.replace("KEYS", json.dumps(list(keys)))
+    digest = base64.b64encode(hashlib.sha256(visit.encode()).digest()).decode()
     text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1) if policy else text
-    (folder / "page.html").write_text(text.replace("</body>", f"<script>{VISIT}</script></body>"), "utf-8")
+    (folder / "page.html").write_text(text.replace("</body>", f"<script>{visit}</script></body>"), "utf-8")
     return rendered(folder / "page.html", folder / "profile")
 
 
@@ -369,4 +368,4 @@ def test_what_cannot_be_reported_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["adopt", str(raw), "--out", str(tmp_path / "chats")]) == 0
     capsys.readouterr()
     assert main(["report", str(tmp_path / "chats")]) == 1
-    assert "not pairs" in capsys.readouterr().err
+    assert "holds conversations, of which there is no report" in capsys.readouterr().err

@@ -1,9 +1,10 @@
 """report.html beside a finished data set, one file to look at the data with.
 
-    scan      one pass over the shards                      figures   what is counted of every row
+    scan      one pass over the shards                      figures   what is counted of every row; shares: intervals
     sample    rows and rejects to look at                   fallen    one pass over the rejects
-    findings  what the figures say                          flow      what came, went on and fell
-    page      all of it in one file (page.css, page.js), of the parts in `prefkit.page`
+    contents  all that was gathered                         findings  what the figures say, in sentences (words)
+    page      all of it in one file (page.css, page.js), of the parts in `prefkit.page`; flow: what came, went and fell
+    of_pairs  what is said and shown of pairs alone         of_labels the same of labels; parts: of both
 
 It is made from the data set's files alone, holds no time and no path, and is the same for the same data set. It costs
 about 0.4 s of CPU for 50,000 pairs with answers of 1,700 characters, nearly all of it for decompressing them.
@@ -27,16 +28,11 @@ def write(folder: Path, path: Path | None = None, *, scratch: Path | None = None
     """Write the report of a finished data set, by default into it; returns where.
 
     It is first written in `scratch`, on the same file system; by default beside its place. DataError where there is no
-    data set, or one without pairs.
+    data set, or one of conversations.
     """
     record = manifest.read(folder)
-    if record.kind != "pairs":
-        tells = (
-            "Its README.md tells where the rows went, and prefkit view shows them."
-            if record.kind == "labels"
-            else "None of its rows fell."
-        )
-        raise DataError(f"{folder}: holds {record.kind}, not pairs, of which alone a report is drawn. {tells}")
+    if record.kind == "conversations":
+        raise DataError(f"{folder}: holds conversations, of which there is no report: none of its rows fell.")
     for shard in record.shards:
         if not (folder / shard.path).is_file():
             raise DataError(f"{folder / shard.path}: missing. prefkit verify {folder} tells what is whole.")

@@ -28,5 +28,5 @@ def gather(folder: Path, record: Manifest) -> Contents:
     sample = Sample(folder, record, ids | {cluster for cluster, _ in fell.clusters})
     shards = sample.of(scan.shards(folder, record, sample.shown, sample.named))
     gathered = figures.gather(record, figures.scales(folder, record), shards)
-    clusters = [(sample.prompt(name) or f"{name} (no pair is left of it)", count) for name, count in fell.clusters]
+    clusters = [(sample.prompt(name) or f"{name} (nothing is left of it)", count) for name, count in fell.clusters]
     return Contents(gathered, clusters, fell.hits, sample.rows(), sample.rejects(fell.sample))

@@ -1,10 +1,9 @@
-"""The figures of the report: counts, and shares with their intervals, from what `scan` gives of each shard.
+"""The figures of the report: what is counted of every row, from what `scan` gives of each shard.
 
 Of a shard only sums and counts go on to the next, so memory does not grow with the data set.
 
-Pairs of one prompt are not independent, so an interval is Wilson's with the effective number of pairs: the number of
-independent pairs that would give the share the variance that it has between prompts (Korn and Graubard 1998, on
-proportions from clustered samples).
+Every row holds answers of a kind: of pairs a chosen and a rejected one, of labels a good or a bad one. What is said of
+answers is so the same for both; pairs besides have margins and a longer answer, labels a balance.
 """
 
 from __future__ import annotations
@@ -20,28 +19,14 @@ import polars as pl
 from prefkit import schema
 from prefkit.manifest import Manifest
 from prefkit.pairs.report import scan
+from prefkit.pairs.report.shares import Ratio, Share, lengths_of_prompts, of_prompts, ratios, shares
 
-Z = 1.959964  # 95 %
 MOST_BINS = 24
 LARGEST_SCORE = 1e307  # what is beyond stands in the last bin, so that no width overflows
 SMALLEST_WIDTH = 1e-300
 HALF_OCTAVES = 2  # bins of lengths a doubling
-SUMS = ("hits", "total", "xx", "xn", "nn", "prompts")
+KINDS = {"pairs": ("chosen", "rejected"), "labels": ("good", "bad")}  # of answers, the wanted ones first
 Counts = dict[str, dict[str | int | None, dict[str, int]]]
-
-
-class Share(NamedTuple):
-    """A share of pairs with its 95 % interval."""
-
-    hits: int
-    total: int
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        """Between 0 and 1."""
-        return self.hits / self.total
 
 
 class Scale(NamedTuple):
@@ -65,6 +50,7 @@ class Figures(NamedTuple):
 
     counts: Counts
     shares: dict[str, dict[str, Share]]
+    lengths: dict[str, Ratio]  # of labels: good to bad answers, of all and of each source
     scales: dict[str, Scale]  # of scores and margins
     margin_mean: dict[str, float]  # by split
 
@@ -73,23 +59,32 @@ def gather(record: Manifest, scales: dict[str, Scale], shards: Iterable[tuple[st
     """All figures of the rows in `shards`, as `scan` gives them."""
     counts: Counts = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     sums: list[pl.DataFrame] = []
+    lengths: list[pl.DataFrame] = []
     margins: dict[str, float] = defaultdict(float)
-    for split, pairs in shards:
-        _count(counts, split, pairs, scales)
-        margins[split] += float(pairs["margin"].sum())
-        sums.append(_sums(pairs, split))
+    for split, rows in shards:
+        answers = _answers(rows, record)
+        _count(counts, split, rows, answers, scales)
+        wanted = pl.col("side") == KINDS[record.kind][0]
+        sums.append(of_prompts(answers.drop_nulls("model"), "models", pl.col("model"), wanted))
+        if record.kind == "pairs":
+            sums += _longer(rows, split)
+            margins[split] += float(rows["margin"].sum())
+        else:
+            sums += _good(rows, split)
+            lengths += [lengths_of_prompts(answers, key, KINDS["labels"]) for key in (pl.lit("all"), pl.col("source"))]
     means = {split: total / record.rows(split) for split, total in margins.items()}
-    return Figures(counts, _shares(pl.concat(sums)), scales, means)
+    return Figures(counts, shares(pl.concat(sums)), ratios(pl.concat(lengths)) if lengths else {}, scales, means)
 
 
 def scales(folder: Path, record: Manifest) -> dict[str, Scale]:
     """How scores and margins are put into bins, by their least and greatest values."""
     paths = [folder / shard.path for shard in scan.data(record)]
-    sides = [f"{side}_score" for side in schema.SIDES[record.kind]]
+    columns = {"score": [f"{side}_score" for side in schema.SIDES[record.kind]]}
+    columns |= {"margin": ["margin"]} if record.kind == "pairs" else {}
     asked: list[pl.Expr] = []
-    for name, columns in (("score", sides), ("margin", ["margin"])):
-        low, high = pl.min_horizontal(pl.min(*columns)), pl.max_horizontal(pl.max(*columns))
-        whole = pl.all_horizontal((pl.col(column) == pl.col(column).round()).all() for column in columns)
+    for name, of in columns.items():
+        low, high = pl.min_horizontal(pl.min(*of)), pl.max_horizontal(pl.max(*of))
+        whole = pl.all_horizontal((pl.col(column) == pl.col(column).round()).all() for column in of)
         asked.append(pl.struct(low=low, high=high, whole=whole).alias(name))
     (row,) = pl.scan_parquet(paths).select(asked).collect(engine="streaming").to_dicts()
     return {name: scale(**of) for name, of in row.items()}
@@ -108,64 +103,55 @@ def scale(low: float, high: float, whole: bool = False) -> Scale:
     return Scale(math.floor(low / step) * step, step)
 
 
-def _count(counts: Counts, split: str, pairs: pl.DataFrame, scales: dict[str, Scale]) -> None:
+def _answers(rows: pl.DataFrame, record: Manifest) -> pl.DataFrame:
+    """An answer a row: its prompt, source, side (of KINDS), model, score and chars."""
+    wanted, other = KINDS[record.kind]
+    label = pl.when("label").then(pl.lit(wanted)).otherwise(pl.lit(other)) if record.kind == "labels" else None
+    return pl.concat(
+        rows.select(
+            "prompt", "source", side=pl.lit(side) if label is None else label,
+            model=f"{side}_model", score=f"{side}_score", chars=f"{side}_chars",
+        )
+        for side in schema.SIDES[record.kind]
+    )  # fmt: skip
+
+
+def _count(counts: Counts, split: str, rows: pl.DataFrame, answers: pl.DataFrame, scales: dict[str, Scale]) -> None:
     """Add the rows of a shard to the counts."""
-    named = {"source": pl.col("source"), "lang": pl.col("lang"), "margin": scales["margin"].bin(pl.col("margin"))}
-    for side in ("chosen", "rejected"):
-        named[f"{side}_score"] = scales["score"].bin(pl.col(f"{side}_score"))
-        octaves = (pl.col(f"{side}_chars") + 1).log(2) * HALF_OCTAVES
-        named[f"{side}_chars"] = octaves.floor().cast(pl.Int64)
-    for name, key in named.items():
-        for value, count in pairs.group_by(key.alias(name)).len().sort(name).rows():
+    keys = {"source": pl.col("source"), "lang": pl.col("lang")}
+    keys |= {"margin": scales["margin"].bin(pl.col("margin"))} if "margin" in scales else {}
+    for name, key in keys.items():
+        for value, count in rows.group_by(key.alias("key")).len().sort("key").rows():
             counts[name][value][split] += count
-    counts["prompts"][None][split] += pairs["prompt"].n_unique()
+    octaves = ((pl.col("chars") + 1).log(2) * HALF_OCTAVES).floor().cast(pl.Int64)
+    for name, key in {"score": scales["score"].bin(pl.col("score")), "chars": octaves}.items():
+        for side, value, count in answers.group_by("side", key.alias("key")).len().sort("side", "key").rows():
+            counts[f"{side}_{name}"][value][split] += count
+    of_prompt = answers.group_by("prompt").agg(both=pl.col("side").n_unique() == 2)
+    counts["prompts"][None][split] += len(of_prompt)
+    counts["prompts with both"][None][split] += int(of_prompt["both"].sum())
 
 
-def _sums(pairs: pl.DataFrame, split: str) -> pl.DataFrame:
-    """Of each share, what its value and variance are made of."""
+def _longer(pairs: pl.DataFrame, split: str) -> list[pl.DataFrame]:
+    """In how many pairs which answer is the longer one."""
     longer, shorter = (
         pl.col("chosen_chars") > pl.col("rejected_chars"),
         pl.col("chosen_chars") < pl.col("rejected_chars"),
     )
-    chosen = pairs.select("prompt", model="chosen_model", won=pl.lit(True))
-    rejected = pairs.select("prompt", model="rejected_model", won=pl.lit(False))
-    met = pl.concat([chosen, rejected]).filter(pl.col("model").is_not_null())
-    return pl.concat(
-        [
-            _sum(pairs, "longer", pl.lit("all"), longer),
-            _sum(pairs, "shorter", pl.lit("all"), shorter),
-            _sum(pairs, "longer by source", pl.col("source"), longer),
-            _sum(pairs, "longer by split", pl.lit(split), longer),
-            _sum(met, "wins", pl.col("model"), pl.col("won")),
-        ]
-    )
+    return [
+        of_prompts(pairs, "longer", pl.lit("all"), longer),
+        of_prompts(pairs, "shorter", pl.lit("all"), shorter),
+        of_prompts(pairs, "longer by source", pl.col("source"), longer),
+        of_prompts(pairs, "longer by split", pl.lit(split), longer),
+    ]
 
 
-def _sum(rows: pl.DataFrame, figure: str, key: pl.Expr, hit: pl.Expr) -> pl.DataFrame:
-    prompts = rows.group_by(key.alias("key"), "prompt").agg(x=hit.cast(pl.Float64).sum(), n=pl.len().cast(pl.Float64))
-    x, n = pl.col("x"), pl.col("n")
-    return prompts.group_by("key").agg(
-        figure=pl.lit(figure),
-        hits=x.sum(), total=n.sum(), xx=(x * x).sum(), xn=(x * n).sum(), nn=(n * n).sum(),
-        prompts=pl.len().cast(pl.Float64),
-    )  # fmt: skip
-
-
-def _shares(sums: pl.DataFrame) -> dict[str, dict[str, Share]]:
-    """Wilson's intervals from the sums of all shards; the largest totals first."""
-    found: dict[str, dict[str, Share]] = defaultdict(dict)
-    together = sums.group_by("figure", "key").agg(pl.col(SUMS).sum())
-    for figure, key, *of in together.sort(pl.col("total"), "key", descending=[True, False]).rows():
-        found[figure][key] = share(*of)
-    return found
-
-
-def share(hits: float, total: float, xx: float, xn: float, nn: float, prompts: float) -> Share:
-    """A share from sums over prompts of x hits among n pairs: of x, n, x², xn, n², and of ones."""
-    p = hits / total
-    between = xx - 2 * p * xn + p * p * nn
-    variance = between / total**2 * prompts / (prompts - 1) if prompts > 1 else 0.0
-    effective = min(total, p * (1 - p) / variance) if variance > 0 else min(total, prompts)
-    middle, scale = p + Z * Z / (2 * effective), 1 + Z * Z / effective
-    spread = Z * math.sqrt(p * (1 - p) / effective + Z * Z / (4 * effective**2))
-    return Share(int(hits), int(total), max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
+def _good(labels: pl.DataFrame, split: str) -> list[pl.DataFrame]:
+    """How many answers are good."""
+    good = pl.col("label")
+    return [
+        of_prompts(labels, "good", pl.lit("all"), good),
+        of_prompts(labels, "good by source", pl.col("source"), good),
+        of_prompts(labels, "good by lang", pl.col("lang").fill_null("none"), good),
+        of_prompts(labels, "good by split", pl.lit(split), good),
+    ]

@@ -1,8 +1,11 @@
 // The sample of the data report.
 
 const sample = JSON.parse(byId("data").textContent);
-const FILTERS = { pairs: ["source", "lang", "split"], rejects: ["reason"] };
+const LABELS = sample.kind === "labels";
+const FILTERS = { rows: ["source", "lang", "split", ...(LABELS ? ["label"] : [])], rejects: ["reason"] };
+const AMOUNT = LABELS ? "completion_score" : "margin";
 
+for (const row of sample.rows) if (LABELS) row.label = row.label ? "good" : "bad";
 for (const reject of sample.rejects) reject.reason = `${reject.stage}: ${reject.reason}`;
 let shown = [];
 let at = 0;
@@ -19,9 +22,9 @@ function fillChoices() {
 
 function wanted(row, kind, words) {
   if (FILTERS[kind].some((name) => byId(name).value !== "" && row[name] !== byId(name).value)) return false;
-  if (kind === "pairs") {
-    if (byId("margin").value !== "" && row.margin < Number(byId("margin").value)) return false;
-    if (byId("most").value !== "" && row.margin > Number(byId("most").value)) return false;
+  if (kind === "rows") {
+    if (byId("least").value !== "" && row[AMOUNT] < Number(byId("least").value)) return false;
+    if (byId("most").value !== "" && row[AMOUNT] > Number(byId("most").value)) return false;
   }
   const text = Object.values(row).filter((value) => value !== null).join("\n").toLowerCase();
   return words.every((word) => text.includes(word));
@@ -29,9 +32,9 @@ function wanted(row, kind, words) {
 
 function update() {
   const kind = byId("kind").value;
-  for (const name of ["source", "lang", "split", "margin", "most", "differences"])
-    byId(name).parentElement.hidden = kind !== "pairs";
-  byId("reason").parentElement.hidden = kind !== "rejects";
+  for (const control of byId("controls").querySelectorAll("select, input"))
+    if (control.id !== "kind" && control.id !== "search")
+      control.parentElement.hidden = (control.id === "reason") !== (kind === "rejects");
   const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   shown = sample[kind].filter((row) => wanted(row, kind, words));
   at = 0;
@@ -44,24 +47,38 @@ function show() {
   byId("next").disabled = at + 1 >= shown.length;
   const row = shown[at];
   if (row === undefined) byId("item").replaceChildren();
-  else byId("item").replaceChildren(...(byId("kind").value === "pairs" ? pair(row) : reject(row)));
+  else byId("item").replaceChildren(...(byId("kind").value === "rejects" ? reject(row) : LABELS ? answer(row) : pair(row)));
 }
+
+const place = (row, side) => `${row[`${side}_file`]}:${row[`${side}_row`]}, answer ${row[`${side}_index`]}`;
+const size = (row, side) => `score ${row[`${side}_score`]}, ${row[`${side}_chars`]} characters`;
 
 function pair(row) {
   const [chosen, rejected] = byId("differences").checked
     ? differences(row.chosen, row.rejected)
     : [row.chosen, row.rejected];
   const sides = element("div", undefined, "sides");
-  const said = (side) => `${side}, score ${row[`${side}_score`]}, ${row[`${side}_chars`]} characters`;
-  sides.append(block(said("chosen"), chosen), block(said("rejected"), rejected));
-  const place = (side) => `${row[`${side}_file`]}:${row[`${side}_row`]}, answer ${row[`${side}_index`]}`;
+  sides.append(block(`chosen, ${size(row, "chosen")}`, chosen), block(`rejected, ${size(row, "rejected")}`, rejected));
   return [
     block("prompt", row.prompt),
     sides,
     facts([
       ["margin", row.margin], ["source", row.source], ["language", row.lang], ["split", row.split],
       ["chosen by", row.chosen_model], ["rejected by", row.rejected_model], ["strategy", row.strategy],
-      ["chosen from", place("chosen")], ["rejected from", place("rejected")], ["pair_id", row.pair_id],
+      ["chosen from", place(row, "chosen")], ["rejected from", place(row, "rejected")], ["pair_id", row.pair_id],
+    ]),
+  ];
+}
+
+function answer(row) {
+  const side = element("div", undefined, `side ${row.label}`);
+  side.append(block(`${row.label}, ${size(row, "completion")}`, row.completion));
+  return [
+    block("prompt", row.prompt),
+    side,
+    facts([
+      ["label", row.label], ["score", row.completion_score], ["source", row.source], ["language", row.lang],
+      ["split", row.split], ["by", row.completion_model], ["from", place(row, "completion")], ["answer_id", row.answer_id],
     ]),
   ];
 }
@@ -77,7 +94,7 @@ function reject(row) {
   if (row.cluster_prompt !== null) parts.push(block("prompt of its near-duplicates", row.cluster_prompt));
   if (row.raw !== null) parts.push(block("the raw row", row.raw));
   if (parts.length === 1)
-    parts.push(element("p", "No pair of its prompt is left. The raw row has its text.", "quiet"));
+    parts.push(element("p", "Nothing of its prompt is left. The raw row has its text.", "quiet"));
   return parts;
 }
 
@@ -96,7 +113,7 @@ function choose(kind, reason) {
 const KEYS = {
   j: () => move(1),
   k: () => move(-1),
-  p: () => choose("pairs", ""),
+  [LABELS ? "a" : "p"]: () => choose("rows", ""),
   r: () => choose("rejects", ""),
   "/": () => byId("search").focus(),
 };

@@ -1,141 +1,63 @@
-"""The page: its sections from the figures."""
+"""The page: its sections, those of every data set and those of pairs or labels, in one file."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from prefkit.manifest import Manifest
-from prefkit.page.charts import bar, histogram, table, whisker
+from prefkit.page.charts import bar, table
 from prefkit.page.document import Finding, document, findings, nav, read, section
 from prefkit.page.html import Html, join, tag
+from prefkit.pairs.report import of_labels, of_pairs
 from prefkit.pairs.report.contents import Contents
-from prefkit.pairs.report.figures import HALF_OCTAVES, Figures, Share
-from prefkit.pairs.report.findings import equally_long, interval, of_stage, percent
+from prefkit.pairs.report.figures import Figures
 from prefkit.pairs.report.flow import flow
+from prefkit.pairs.report.parts import MOST_ROWS, Section, left_out
+from prefkit.pairs.report.words import interval, of_stage, percent, rows
 
-MOST_ROWS = 30  # of a table of sources, languages or models
-NOTE = "Brackets are 95 % intervals; pairs of one prompt count as what they are worth, since they are not independent."
+NOTE = "Brackets are 95 % intervals; {} of one prompt count as what they are worth, since they are not independent."
 
 
 def render(record: Manifest, contents: Contents, found: list[Finding]) -> str:
     """The whole HTML file."""
     title, figures = f"Data report: {record.pipeline_name}", contents.figures
-    sections = [
-        findings(found, NOTE),
-        section("flow", "Where the rows went", tag("p", "Each reason leads to examples of it."), flow(record.stages)),
-        _scores(record, figures),
-        _lengths(figures),
-        _models(figures),
-        _mix(figures, "source", "sources"),
-        _mix(figures, "lang", "languages"),
-        _duplicates(record, contents.clusters),
-        _contamination(record, contents.hits),
-        _splits(record, figures),
-        _sampler(),
+    of = of_labels if record.kind == "labels" else of_pairs
+    went = section("flow", "Where the rows went", tag("p", "Each reason leads to examples of it."), flow(record))
+    sections: list[Section] = [
+        ("findings", "Findings", findings(found, NOTE.format(rows(record)))),
+        ("flow", "Flow", went),
+        *of.sections(record, figures),
+        ("sources", "Sources", _mix(record, figures, "source", "sources")),
+        ("languages", "Languages", _mix(record, figures, "lang", "languages")),
+        ("duplicates", "Duplicates", _duplicates(record, contents.clusters)),
+        ("contamination", "Contamination", _contamination(record, contents.hits)),
+        ("splits", "Splits", _splits(record, figures)),
+        ("sampler", "Sample", _sampler(record)),
     ]
-    names = [("findings", "Findings"), ("flow", "Flow"), ("scores", "Scores"), ("length", "Length"),
-             ("models", "Models"), ("sources", "Sources"), ("languages", "Languages"), ("duplicates", "Duplicates"),
-             ("contamination", "Contamination"), ("splits", "Splits"), ("sampler", "Sample")]  # fmt: skip
     return document(
         title,
         tag("a", "To the sample", href="#sampler", class_="skip"),
         _header(record, title),
-        nav(names),
-        tag("main", *sections),
+        nav([(at, name) for at, name, _ in sections]),
+        tag("main", *(one for _, _, one in sections)),
         style=read(__package__, "page.css"),
         script=read(__package__, "page.js"),
-        data={"pairs": contents.rows, "rejects": contents.rejects},
+        data={"kind": record.kind, "rows": contents.rows, "rejects": contents.rejects},
     )
 
 
 def _header(record: Manifest, title: str) -> Html:
-    pairs = record.rows("train") + record.rows("test")
-    rows = sum(file.rows for file in record.inputs)
+    held, raw = record.rows("train") + record.rows("test"), sum(file.rows for file in record.inputs)
+    what = "labelled answers" if record.kind == "labels" else "preference pairs"
     text = (
-        f"{pairs:,} preference pairs ({record.rows('train'):,} train, {record.rows('test'):,} test) from {rows:,} raw "
+        f"{held:,} {what} ({record.rows('train'):,} train, {record.rows('test'):,} test) from {raw:,} raw "
         f"rows of {len(record.inputs):,} file{'s' * (len(record.inputs) > 1)}, by prefkit {record.versions['prefkit']}."
     )
     identity = tag("p", "Data hash ", tag("code", record.data_hash), class_="quiet")
     return tag("header", tag("h1", title), tag("p", text), identity)
 
 
-def _bins(figures: Figures, name: str) -> dict[int, int]:
-    return {int(key): sum(splits.values()) for key, splits in figures.counts[name].items() if key is not None}
-
-
-def _scores(record: Manifest, figures: Figures) -> Html:
-    sides = [(side, _bins(figures, f"{side}_score")) for side in ("chosen", "rejected")]
-    tied = of_stage(record, "filter", "tied")
-    ties = f"{tied:,} candidates fell because all answers left of their prompt had one score; ties become no pairs."
-    return section(
-        "scores",
-        "Scores and margins",
-        tag(
-            "div",
-            histogram("Scores of chosen and rejected answers", sides, figures.scales["score"].label, "score about"),
-            histogram("Margins", [("pairs", _bins(figures, "margin"))], figures.scales["margin"].label, "margin about"),
-            class_="two",
-        ),
-        tag("p", ties),
-    )
-
-
-def _lengths(figures: Figures) -> Html:
-    sides = [(side, _bins(figures, f"{side}_chars")) for side in ("chosen", "rejected")]
-    longer, equal = figures.shares["longer"]["all"], equally_long(figures)
-    by_source = figures.shares["longer by source"]
-    rows = [_share_row("all", longer), *(_share_row(name, one) for name, one in _first(by_source))]
-    return section(
-        "length",
-        "Length",
-        tag(
-            "div",
-            histogram("Length of answers, in characters", sides, _characters, "characters from"),
-            table(
-                ["chosen is longer", "share", "", "pairs"],
-                rows,
-                "Share of pairs whose chosen answer is longer, by source",
-            ),
-            class_="two",
-        ),
-        tag("p", f"Both answers are equally long in {equal:,} pairs ({percent(equal / longer.total)})."),
-        _left_out(by_source),
-    )
-
-
-def _characters(key: int) -> str:
-    """The least length of a bin, to two digits."""
-    least = max(0, round(2 ** (key / HALF_OCTAVES)) - 1)
-    return f"{least / 1000:.1f}k" if least >= 1000 else str(least)
-
-
-def _share_row(name: str, share: Share) -> list[Any]:
-    return [name, interval(share), whisker(share.value, share.low, share.high), f"{share.total:,}"]
-
-
-def _first(shares: dict[str, Any]) -> list[tuple[str, Any]]:
-    return list(shares.items())[:MOST_ROWS]
-
-
-def _left_out(rows: Any) -> Html | None:
-    return (
-        tag("p", f"{len(rows) - MOST_ROWS:,} smaller ones are not shown.", class_="quiet")
-        if len(rows) > MOST_ROWS
-        else None
-    )
-
-
-def _models(figures: Figures) -> Html:
-    wins = figures.shares["wins"]
-    if not wins:
-        return section("models", "Models", tag("p", "The pairs name no models."))
-    shown = sorted(_first(wins), key=lambda item: (-item[1].value, item[0]))
-    rows = [_share_row(name, share) for name, share in shown]
-    caption = "Share of its pairs in which a model's answer is the chosen one"
-    return section("models", "Models", table(["model", "wins", "", "in pairs"], rows, caption), _left_out(wins))
-
-
-def _mix(figures: Figures, name: str, plural: str) -> Html:
+def _mix(record: Manifest, figures: Figures, name: str, plural: str) -> Html:
     title = plural.capitalize()
     counts = figures.counts[name]
     if set(counts) == {None}:
@@ -143,14 +65,16 @@ def _mix(figures: Figures, name: str, plural: str) -> Html:
     total = {split: sum(splits[split] for splits in counts.values()) for split in ("train", "test")}
     everything = sum(total.values())
     order = sorted(counts, key=lambda key: (-sum(counts[key].values()), str(key)))
-    rows = []
+    good = figures.shares.get(f"good by {name}")
+    shown = []
     for key in order[:MOST_ROWS]:
         of = counts[key]
         part = sum(of.values()) / everything
-        rows.append(["none" if key is None else key, f"{sum(of.values()):,}", percent(part), bar(part)])
-        rows[-1] += [percent(of[split] / total[split]) if total[split] else "–" for split in ("train", "test")]
-    head = [plural[:-1], "pairs", "share", "", "of train", "of test"]
-    return section(plural, title, table(head, rows, f"{title} of pairs"), _left_out(order))
+        one = "none" if key is None else str(key)
+        shown.append([one, f"{sum(of.values()):,}", *([interval(good[one])] if good else []), percent(part), bar(part)])
+        shown[-1] += [percent(of[split] / total[split]) if total[split] else "–" for split in ("train", "test")]
+    head = [plural[:-1], rows(record), *(["good"] if good else []), "share", "", "of train", "of test"]
+    return section(plural, title, table(head, shown, f"{title} of {rows(record)}"), left_out(order))
 
 
 def _duplicates(record: Manifest, clusters: list[tuple[str, int]]) -> Html:
@@ -179,44 +103,48 @@ def _contamination(record: Manifest, hits: list[tuple[str, int]]) -> Html:
 
 def _splits(record: Manifest, figures: Figures) -> Html:
     splits = [split for split in ("train", "test") if record.rows(split)]
-    longer = figures.shares["longer by split"]
-    rows = [
-        ["pairs", *(f"{record.rows(split):,}" for split in splits)],
+    name, label = ("good", "good") if record.kind == "labels" else ("longer", "chosen is longer")
+    shares = figures.shares[f"{name} by split"]
+    shown = [
+        [rows(record), *(f"{record.rows(split):,}" for split in splits)],
         ["prompts", *(f"{figures.counts['prompts'][None][split]:,}" for split in splits)],
-        ["mean margin", *(f"{figures.margin_mean[split]:.3g}" for split in splits)],
-        ["chosen is longer", *(interval(longer[split]) for split in splits)],
+        *([["mean margin", *(f"{mean:.3g}" for mean in figures.margin_mean.values())]] if figures.margin_mean else []),
+        [label, *(interval(shares[split]) for split in splits)],
     ]
     near = "Near-duplicate prompts never stand on both sides; sources and languages of both stand in their tables."
     return section(
-        "splits", "Train and test", table(["of the split", *splits], rows, "Balance of the splits"), tag("p", near)
+        "splits", "Train and test", table(["of the split", *splits], shown, "Balance of the splits"), tag("p", near)
     )
 
 
-def _sampler() -> Html:
-    def choice(name: str, label: str, *options: str) -> Html:
-        return tag("label", label, tag("select", *(tag("option", one, value=one) for one in options), id=name))
+def _sampler(record: Manifest) -> Html:
+    def choice(name: str, label: str, **options: str) -> Html:
+        shown = (tag("option", text, value=value) for value, text in options.items())
+        return tag("label", label, tag("select", *shown, id=name))
 
     def field(name: str, label: str, kind: str, **attributes: Any) -> Html:
         return tag("label", label, tag("input", id=name, type=kind, **attributes))
 
     differ = tag("label", tag("input", id="differences", type="checkbox", checked=True), "Mark differing words")
+    amount = "score" if record.kind == "labels" else "margin"
     controls = [
-        choice("kind", "Show", "pairs", "rejects"),
+        choice("kind", "Show", rows=rows(record), rejects="rejects"),
         choice("reason", "Reason"),
+        choice("label", "Label") if record.kind == "labels" else None,
         choice("source", "Source"),
         choice("lang", "Language"),
         choice("split", "Split"),
-        field("margin", "Least margin", "number", step="any", inputmode="decimal"),
-        field("most", "Most margin", "number", step="any", inputmode="decimal"),
+        field("least", f"Least {amount}", "number", step="any", inputmode="decimal"),
+        field("most", f"Most {amount}", "number", step="any", inputmode="decimal"),
         field("search", "Search", "search", placeholder="words in any text"),
-        differ,
+        differ if record.kind == "pairs" else None,
     ]
     steps = [
         tag("button", "← previous", id="previous", type="button"),
         tag("output", id="position", aria_live="polite"),
         tag("button", "next →", id="next", type="button"),
     ]
-    does = {"j": "next, ", "k": "previous, ", "/": "search, ", "p": "pairs, ", "r": "rejects."}
+    does = {"j": "next, ", "k": "previous, ", "/": "search, ", rows(record)[0]: f"{rows(record)}, ", "r": "rejects."}
     keys = [join(tag("kbd", key), f" {what}") for key, what in does.items()]
     hint = tag("p", "A fixed random sample. Keys: ", *keys)
     return section(
