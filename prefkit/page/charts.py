@@ -9,13 +9,16 @@ from prefkit.page.html import Html, tag
 
 WIDTH, HEIGHT, FOOT = 480, 190, 28  # of a histogram, in the units of its SVG
 TICKS = 6
+LEAST_PLACES = 6  # for bars
+CHARACTER = 10  # width of a character, on a phone
 Bins = dict[int, int]
 
 
 def histogram(title: str, series: Sequence[tuple[str, Bins]], label: Callable[[int], str], of: str) -> Html:
     """Bars of one or two series over the same bins, side by side; the table behind it has all numbers."""
     keys = sorted({key for _, bins in series for key in bins})
-    places = range(keys[0], keys[-1] + 1)
+    aside = max(0, LEAST_PLACES - keys[-1] + keys[0]) // 2  # so that few bars are not as wide as the page
+    places = range(keys[0] - aside, keys[-1] + 1 + aside)
     highest = max(max(bins.values(), default=0) for _, bins in series) or 1
     slot = WIDTH / len(places)
     wide = slot * 0.86 / len(series)
@@ -34,8 +37,9 @@ def histogram(title: str, series: Sequence[tuple[str, Bins]], label: Callable[[i
     ]
     every = -(-len(places) // TICKS)
     ticks = [
-        tag("text", label(key), x=f"{(key - places[0] + 0.5) * slot:.1f}", y=HEIGHT - 8, text_anchor="middle")
+        _tick(label(key), (key - places[0] + 0.5) * slot)
         for key in places[every // 2 :: every]
+        if keys[0] <= key <= keys[-1]
     ]
     foot = tag("line", x1=0, x2=WIDTH, y1=HEIGHT - FOOT, y2=HEIGHT - FOOT)
     drawn = tag(
@@ -45,6 +49,12 @@ def histogram(title: str, series: Sequence[tuple[str, Bins]], label: Callable[[i
     rows = [[label(key), *(f"{bins.get(key, 0):,}" for _, bins in series)] for key in keys]
     behind = tag("details", tag("summary", "Numbers"), table([of, *(name for name, _ in series)], rows))
     return tag("figure", tag("figcaption", title), legend if len(series) > 1 else None, drawn, behind)
+
+
+def _tick(text: str, x: float) -> Html:
+    """A number below the bars, within the edges of the SVG."""
+    half = len(text) * CHARACTER / 2
+    return tag("text", text, x=f"{min(max(x, half), WIDTH - half):.1f}", y=HEIGHT - 8, text_anchor="middle")
 
 
 def key(number: int, name: str) -> Html:

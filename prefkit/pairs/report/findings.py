@@ -79,4 +79,4 @@ def _losses(record: Manifest) -> Iterator[Finding]:
         total = sum(one for one, _, _ in fallen)
         where = "in no pair" if record.kind == "pairs" else "not in the data"
         text = f"{percent(total / came)} of candidates are {where}"
-        yield Finding(False, f"{text}; more of these than to anything else, {count:,}, fell at {stage} to {reason}.")
+        yield Finding(False, f"{text}; the most frequent reason is {reason} at {stage}, {count:,} times.")

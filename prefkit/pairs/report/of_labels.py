@@ -9,7 +9,7 @@ from prefkit.page.charts import table
 from prefkit.page.document import Finding, section
 from prefkit.page.html import Html, tag
 from prefkit.pairs.report.figures import KINDS, Figures
-from prefkit.pairs.report.parts import MOST_ROWS, Section, first, left_out, lengths, scores, share_table
+from prefkit.pairs.report.parts import Section, first, left_out, lengths, scores, share_table, with_parts
 from prefkit.pairs.report.words import FEW, interval, of_stage, percent, times
 
 ONE_SIDED = 0.9  # a share of one label from which on a name gives the label away
@@ -38,7 +38,7 @@ def sections(record: Manifest, figures: Figures) -> list[Section]:
     )
     by_source, of_models = figures.shares["good by source"], figures.shares["models"]
     caption = "Share of good answers, by source"
-    shares = [("all", figures.shares["good"]["all"]), *first(by_source)]
+    shares = with_parts(figures.shares["good"]["all"], by_source)
     balance = share_table(["good", "share", "", "answers"], shares, caption)
     models = sorted(first(of_models), key=lambda item: (-item[1].value, item[0]))
     caption = "Share of a model's answers that is good"
@@ -66,9 +66,12 @@ def sections(record: Manifest, figures: Figures) -> list[Section]:
 
 
 def _typical(figures: Figures) -> Html:
+    if "all" not in figures.lengths:
+        return tag("p", "There is nothing to compare: all answers have one label, or are of one prompt.")
+    by_source = {name: one for name, one in figures.lengths.items() if name != "all"}
     rows = [
         [name, times(one), *(f"{length:,.0f}" for length in one.typical)]
-        for name, one in list(figures.lengths.items())[: MOST_ROWS + 1]
+        for name, one in with_parts(figures.lengths["all"], by_source)
     ]
     caption = "Typical length (geometric mean), in characters, by source"
     return table(["length", "good to bad", *SIDES], rows, caption)

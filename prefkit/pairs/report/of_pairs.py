@@ -9,7 +9,7 @@ from prefkit.page.charts import histogram
 from prefkit.page.document import Finding, section
 from prefkit.page.html import tag
 from prefkit.pairs.report.figures import KINDS, Figures
-from prefkit.pairs.report.parts import Section, bins, first, left_out, lengths, scores, share_table
+from prefkit.pairs.report.parts import Section, bins, first, left_out, lengths, scores, share_table, with_parts
 from prefkit.pairs.report.words import FEW, interval, of_stage, percent
 
 ONE_SIDED = 0.9  # a share of wins above which a model's name says the answer
@@ -35,7 +35,7 @@ def sections(record: Manifest, figures: Figures) -> list[Section]:
     by_source, wins = figures.shares["longer by source"], figures.shares["models"]
     margins = histogram("Margins", [("pairs", bins(figures, "margin"))], figures.scales["margin"].label, "margin about")
     caption = "Share of pairs whose chosen answer is longer, by source"
-    bias = share_table(["chosen is longer", "share", "", "pairs"], [("all", longer), *first(by_source)], caption)
+    bias = share_table(["chosen is longer", "share", "", "pairs"], with_parts(longer, by_source), caption)
     models = sorted(first(wins), key=lambda item: (-item[1].value, item[0]))
     caption = "Share of its pairs in which a model's answer is the chosen one"
     won = share_table(["model", "wins", "", "in pairs"], models, caption)
@@ -112,5 +112,5 @@ def _margins(figures: Figures) -> Iterator[Finding]:
         yield Finding(False, f"All margins are about {label}.")
     else:
         share = percent(counts[least] / sum(counts.values()))
-        text = f"{share} of pairs have the smallest margin, about {label}; the filter min_margin sets a bound."
+        text = f"{share} of pairs have a margin near the smallest, about {label}; the filter min_margin sets a bound."
         yield Finding(False, text)

@@ -48,6 +48,11 @@ def first(shares: dict[str, Any]) -> list[tuple[str, Any]]:
     return list(shares.items())[:MOST_ROWS]
 
 
+def with_parts(whole: Any, shares: dict[str, Any]) -> list[tuple[str, Any]]:
+    """All, and then each part, where there are several."""
+    return [("all", whole), *(first(shares) if len(shares) > 1 else [])]
+
+
 def left_out(rows: Any) -> Html | None:
     """How many a table does not show."""
     left = len(rows) - MOST_ROWS
