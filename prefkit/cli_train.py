@@ -6,14 +6,15 @@ import argparse
 import importlib.util
 import json
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prefkit.arguments import above_zero, add_pipeline, command, positive, share
 from prefkit.errors import UsageError
 
 TRAIN_EXAMPLES = """examples:
-  prefkit train my.toml --data data --out run --model meta-llama/Llama-3.2-1B-Instruct
+  prefkit train my.toml --data data --out run --model HuggingFaceTB/SmolLM2-360M-Instruct
   prefkit train my.toml --data data --out run --set train.dpo.beta=0.2 --max-steps 100
   prefkit train my.toml --data data --out run --resume
 """
@@ -103,6 +104,17 @@ def _train(given: argparse.Namespace) -> int:
         return 0 if given.dry_run and not parallel.is_first() else _train_here(given)
 
 
+@contextmanager
+def _saying_how_to_go_on(out: Path) -> Iterator[None]:
+    """An interrupt says which command goes on: --resume wants a run, and it may have come before there was one."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        begun = "interrupted. Go on with the same command and --resume."
+        early = "interrupted before the run began. Start it with the same command."
+        raise KeyboardInterrupt(str(stop) or (begun if (out / "run.json").exists() else early)) from stop
+
+
 def _train_here(given: argparse.Namespace) -> int:
     from prefkit.config import load_pipeline
 
@@ -124,7 +136,8 @@ def _train_here(given: argparse.Namespace) -> int:
         planned = estimate.plan(options, given.data, max_steps=given.max_steps, tflops=given.tflops or estimate.TFLOPS)
         Console().print_json(json.dumps(planned))
         return 0
-    with nullcontext(metrics.Silent()) if given.quiet else metrics.live_progress(console) as progress:
+    shown = nullcontext(metrics.Silent()) if given.quiet else metrics.live_progress(console)
+    with _saying_how_to_go_on(given.out), shown as progress:
         report = run.train(
             pipeline,
             data=given.data,

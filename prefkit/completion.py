@@ -70,13 +70,7 @@ def complete(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[tupl
         return []
     else:
         found = _of_command(commands[before[0]][0], before[1:], start)
-    return sorted(
-        {
-            (word, " ".join(text.replace("%%", "%").split()))
-            for word, text in found
-            if word.startswith(start) and word != start
-        }
-    )
+    return sorted({(word, " ".join(text.replace("%%", "%").split())) for word, text in found if word.startswith(start)})
 
 
 def _joined(words: Sequence[str]) -> list[str]:

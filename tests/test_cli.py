@@ -223,7 +223,25 @@ def test_train_mistakes(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         2, '[model]\npath = "x"\n[[train]]\nobjective = "sigmoid"\nname = "sigmoid"\n', "--set", "train.beta=1"
     )
     assert "no folder of a model: none of config.json" in message(1, phase, "--model", str(data))
+    (tmp_path / "earlier" / "model").mkdir(parents=True)
+    assert "Did you mean" in message(1, phase, "--model", str(tmp_path / "earlier"))
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_an_interrupted_training_says_what_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefkit.train import run
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", interrupted)
+    command = ["train", "laptop", "--data", tmp_path, "--out", tmp_path / "run"]
+    assert "before the run began. Start it with the same command." in fails(capsys, 130, *command)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    assert "Go on with the same command and --resume." in fails(capsys, 130, *command)
 
 
 def test_the_plan_of_training(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

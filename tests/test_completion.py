@@ -52,6 +52,7 @@ def test_commands_and_options_are_those_of_the_parser() -> None:
 
 def test_values() -> None:
     assert offered("build-pairs", "") == config.shipped_pipelines()
+    assert offered("build-pairs", "ultrafeedback") == ["ultrafeedback", "ultrafeedback-binarized"], "whole, or more"
     assert offered("train", "--data", "d", "one") == ["one-gpu-lora"], "values of options are no positional arguments"
     assert offered("evaluate", "m", "--dtype", "") == ["bfloat16", "float32"]
     assert offered("evaluate", "m", "--dtype=b") == ["bfloat16"]

@@ -178,7 +178,7 @@ def test_functions_of_ones_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_commands_of_the_readme_run(here: Path) -> None:
-    tiny_model(here / "meta-llama" / "Llama-3.2-1B-Instruct")
+    tiny_model(here / "HuggingFaceTB" / "SmolLM2-360M-Instruct")
     (here / "raw").mkdir()
     write_lines(here / "raw" / "raw.jsonl", dirty_lines(150))
     write_lines(here / "new.jsonl", dirty_lines(170)[150:])

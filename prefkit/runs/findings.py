@@ -125,6 +125,8 @@ def _held_out_loss(phase: Phase) -> Iterator[Finding]:
     first, least, last = (number(loss.values[at]) for at in (0, best, -1))
     if best == len(loss.steps) - 1:
         yield Finding(False, f"held-out loss fell from {first} to {last}, its best.")
+    elif f"{loss.values[best]:.4g}" == f"{loss.values[-1]:.4g}":
+        yield Finding(False, f"held-out loss did not change: {last}.")
     elif best == 0:
         yield Finding(True, f"held-out loss was best before the first step ({first}), and is {last} now.")
     else:

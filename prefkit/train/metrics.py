@@ -163,10 +163,13 @@ class Silent:
 
 @contextmanager
 def live_progress(console: Any) -> Iterator[Progress]:
-    """Progress as one live rich line a stage on `console`; notes stand above it. Only notes if it is no terminal."""
+    """Progress as one live rich line a stage on `console`, or a line now and then if it is no terminal; and notes."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    from prefkit.progress import Lines
+
+    lines = Lines(console)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -183,6 +186,7 @@ def live_progress(console: Any) -> Iterator[Progress]:
                 if stage not in tasks:
                     tasks[stage] = bars.add_task(stage, total=total, detail=detail)
                 bars.update(tasks[stage], completed=done, total=total, detail=detail)
+                lines.tell(f"{stage}: {done:,} of {total:,}{', ' * bool(detail)}{detail}")
 
             def note(self, text: str) -> None:
                 console.print(text, highlight=False)

@@ -24,6 +24,8 @@ def render(result: dict[str, Any], console: Console) -> None:
     for one in (result, result.get("against")):
         if one is not None:
             console.print(_judged(one) if "answers" in one else _figures(one))
+            if one["reference"] is not None and "answers" not in one:
+                console.print(_rewards(one))
             if "reward_bench" in one:
                 console.print(_sections(one["reward_bench"]))
             if "calibration" in one:
@@ -33,21 +35,20 @@ def render(result: dict[str, Any], console: Console) -> None:
 
 
 def _table(title: str, *heads: str) -> Table:
+    """A table of figures with labels in the first column; in a narrow terminal labels fold, and figures stay whole."""
     table = Table(title=title, title_justify="left")
     for head in heads:
-        table.add_column(head, justify="left" if not head else "right")
+        table.add_column(head, justify="right" if head else "left", no_wrap=bool(head), overflow="fold")
     return table
 
 
 def _figures(result: dict[str, Any]) -> Table:
-    rewards = result["reference"] is not None
-    accuracy = "rewards/accuracies" if rewards else "logps/accuracies"
-    more = ("loss", "margin", "chosen", "rejected") if rewards else ()
-    table = _table(_title(result), "", "pairs", "accuracy", "95 %", "per token", *more)
+    accuracy = "rewards/accuracies" if result["reference"] is not None else "logps/accuracies"
+    table = _table(_title(result), "", "pairs", "accuracy", "95 %", "per token")
     for label, row in _rows(result):
         ends = f"{row[accuracy + '_low']:.3f}–{row[accuracy + '_high']:.3f}"
         cells = [f"{row['pairs']:,}", f"{row[accuracy]:.3f}", ends, f"{row['logps/accuracies_per_token']:.3f}"]
-        table.add_row(label, *cells, *(f"{row[name]:.4f}" for name in REWARDS if rewards))
+        table.add_row(label, *cells)
     return table
 
 
@@ -63,6 +64,13 @@ def _judged(result: dict[str, Any]) -> Table:
         ends = "–" if low is None else f"{low:.3f}–{high:.3f}"
         cells = [shown(row["rewards/auc"]), ends, shown(row["rewards/accuracies"])]
         table.add_row(label, f"{row['answers']:,}", *cells, shown(row["loss"], 4), shown(row["rewards/margins"], 4))
+    return table
+
+
+def _rewards(result: dict[str, Any]) -> Table:
+    table = _table("loss and rewards", "", "loss", "margin", "chosen", "rejected")
+    for label, row in _rows(result):
+        table.add_row(label, *(f"{row[name]:.4f}" for name in REWARDS))
     return table
 
 

@@ -55,7 +55,8 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
     """A tokenizer by name or path, of an adapter without one its base's; TrainError where there is none."""
     local = local_files_only(name)
     if Path(name).is_dir() and not any(Path(name, file).is_file() for file in OF_MODELS):
-        raise TrainError(f'"{name}" is no folder of a model: none of {", ".join(OF_MODELS)} is there.')
+        hint = f" Did you mean {name}/model?" if Path(name, "model").is_dir() else ""
+        raise TrainError(f'"{name}" is no folder of a model: none of {", ".join(OF_MODELS)} is there.{hint}')
     base = base_of(name, local_files_only=local)
     if base is not None and not has_file(str(name), "tokenizer_config.json", local_files_only=local):
         return load_tokenizer(base, trust_remote_code=trust_remote_code)

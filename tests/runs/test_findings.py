@@ -63,6 +63,7 @@ def test_an_accuracy_of_one_may_lie_above_its_rounded_interval(tmp_path: Path) -
         ([0.69, 0.5, 0.4], False, "fell from 0.6900 to 0.4000, its best."),
         ([0.69, 0.4, 0.41], False, "was best at step 10 (0.4000), and is 0.4100 now."),
         ([0.69, 0.4, 0.41, 0.43], True, "was best at step 10 (0.4000), and is 0.4300 now."),
+        ([1.0, 1.000001, 1.00001], False, "did not change: 1.000."),
         ([0.69, 0.7, 0.8], True, "was best before the first step (0.6900), and is 0.8000 now."),
     ],
 )

@@ -91,13 +91,16 @@ def test_slices_add_up(trained):
     console = Console(file=io.StringIO(), width=160)
     render(result, console)
     assert "lang de" in console.file.getvalue()
+    narrow = Console(file=io.StringIO(), width=80)
+    render(result, narrow)
+    assert "…" not in narrow.file.getvalue(), "no figure is cut in a terminal of 80 columns"
 
 
 def test_what_cannot_be_evaluated(trained, tmp_path):
     data, start, *_ = trained
     with pytest.raises(DataError, match=r'"dev" has no pairs. Splits: train, test'):
         evaluate.evaluate(start, data=data, split="dev")
-    with pytest.raises(TrainError, match="no tokenizer can be loaded"):
+    with pytest.raises(TrainError, match="no folder of a model"):
         evaluate.evaluate(tmp_path, data=data)
     write_data_set(tmp_path / "d", [pair("long prompt", "x", "y")])
     with pytest.raises(TrainError, match=r"no pair can be evaluated: .*1 prompt too long"):

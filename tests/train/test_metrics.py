@@ -6,6 +6,7 @@ import json
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from prefkit import progress
 from prefkit.train import metrics
 
 
@@ -56,6 +57,15 @@ def test_progress_shows_notes_alone_where_there_is_no_terminal():
     with metrics.live_progress(terminal) as progress:
         progress.update("dpo", 1, 2, "loss 0.5")
     assert "loss 0.5" in terminal.file.getvalue()
+
+
+def test_a_log_gets_a_line_when_one_is_due(monkeypatch):
+    monkeypatch.setattr(progress, "BETWEEN_LINES", 0)
+    console = Console(file=io.StringIO())
+    with metrics.live_progress(console) as shown:
+        shown.update("dpo", 1200, 2000, "loss [0.5]")
+        shown.update("eval", 1, 2)
+    assert console.file.getvalue().splitlines() == ["dpo: 1,200 of 2,000, loss [0.5]", "eval: 1 of 2"]
 
 
 def test_length_is_that_of_the_file_after_a_cut(tmp_path):

@@ -72,6 +72,9 @@ def test_templates_by_name_and_file(tmp_path):
 
 
 def test_missing_tokenizer_is_one_sentence(tmp_path):
+    with pytest.raises(TrainError, match=r"is no folder of a model: none of config\.json"):
+        tokenizer.load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(TrainError, match="no tokenizer can be loaded") as caught:
         tokenizer.load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
