@@ -1,8 +1,8 @@
 """Files that are there whole or not at all, and are known again: scratch folders, SHA-256 sums, full disks.
 
 What training writes is first written in a scratch folder, and then put into place by one rename. A process that is
-killed leaves its scratch folder behind; the next one that writes or reads there removes it, unless whoever made it still lives,
-which its lock tells, however the process ended.
+killed leaves its scratch folder behind; the next one that writes or reads there removes it, unless whoever made it
+still lives, which its lock tells, however the process ended.
 
 `SHA256SUMS` in a folder lists its files as `sha256sum` does, so `sha256sum --check SHA256SUMS` finds damage as well.
 Cost: hashing runs at 0.5 to 2 GB/s a file, several files side by side; a disk is slower.

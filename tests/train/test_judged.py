@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import mannwhitneyu
@@ -80,6 +80,7 @@ def test_a_reference_is_asked_for(trained, capsys):
     assert "holds labels" in (said := capsys.readouterr().err) and "--reference" in said
 
 
+@settings(deadline=None)  # many tests share few cores
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40))
 def test_the_area_is_the_statistic_of_mann_and_whitney(answers):
     rewards, good = np.array([r for r, _ in answers], float), np.array([g for _, g in answers])
