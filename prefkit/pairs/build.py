@@ -70,9 +70,9 @@ def build_pairs(
             return publish.plan(pipeline, options, sources, limit, before)
 
         def finish() -> None:
-            if with_report:
-                _report(out, stages)
-            publish.clean(out, keep_work)
+            with publish.cleaning(out, keep_work):
+                if with_report:
+                    _report(out, stages)
             _upload(out, upload_to, overwrite, stages)
 
         if onto or upload_to or ((out / manifest.FILE_NAME).exists() and not overwrite):  # is it what is asked for?

@@ -213,13 +213,13 @@ def boot() -> str:
 def sweep(work: Path) -> None:
     """Remove what killed tasks left behind, and what a machine that went down may not have brought to the disk."""
     for path in work.glob("*/*.tmp"):
-        _remove(path)
+        remove(path)
     for path in work.glob(f"*/*/{UNFLUSHED}"):
         if path.read_text() != boot():
-            _remove(path.parent)
+            remove(path.parent)
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove a task's folder, by one rename first: what is half removed counts as nothing, and a worker that outlived
     its build can no longer finish it."""
     with suppress(FileNotFoundError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import functools
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from prefkit.config import Pipeline
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import InputFile, Manifest, Shard, SketchFile, StageReport
 from prefkit.pairs import card, extend, software, tables
-from prefkit.pairs.engine import Task, sweep
+from prefkit.pairs.engine import Task, remove, sweep
 from prefkit.pairs.extend import Before
 from prefkit.pairs.options import Options
 
@@ -107,15 +106,19 @@ def _remove_if_unused(work: Path, made: list[Path]) -> None:
             folder.rmdir()
 
 
-def clean(out: Path, keep_work: bool) -> None:
-    """Remove the finished steps: out of their place by one rename first, so that no half-removed step counts as
-    done."""
-    if not keep_work:
-        done = out / ".work.done"
-        (out / ".work").rename(done)
-        with ThreadPoolExecutor(REMOVERS) as removers:  # large files take a while, in which others go on
-            list(removers.map(functools.partial(shutil.rmtree, ignore_errors=True), done.glob("*/*")))
-        shutil.rmtree(done)
+@contextmanager
+def cleaning(out: Path, keep_work: bool) -> Iterator[None]:
+    """Remove the finished steps while something else is done: no half-removed step counts as done."""
+    work = out / ".work"
+    if keep_work:
+        yield
+        return
+    with ThreadPoolExecutor(REMOVERS) as removers:  # large files take a while, in which others go on
+        removed = removers.map(remove, list(work.glob("*/*")))
+        yield
+        list(removed)
+    work = work.rename(out / ".work.done")
+    shutil.rmtree(work)
 
 
 def plan(
