@@ -26,12 +26,16 @@ def sleep(folder: Path, seconds: float) -> None:
 
 
 def where(folder: Path) -> None:
-    """On which node of a Ray cluster this runs, and with how many threads."""
+    """On which node of a Ray cluster this runs, and with how many threads; waits a while for a second node to begin."""
     import ray
 
-    (folder / "text").write_text(ray.get_runtime_context().get_node_id())
+    node, seen = ray.get_runtime_context().get_node_id(), folder.parent.parent / "nodes"
+    (folder / "text").write_text(node)
     (folder / "threads").write_text(os.environ["POLARS_MAX_THREADS"])
-    time.sleep(0.2)
+    (seen / node).mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 3
+    while len(os.listdir(seen)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def die_always(folder: Path) -> None:
