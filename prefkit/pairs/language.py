@@ -70,6 +70,13 @@ def language(
     return result
 
 
+@functools.cache
+def tags_of(model: str) -> list[str] | None:
+    """All tags that a model of lid.176's kind gives; None for any other, whose labels the library does not tell."""
+    compiled = classifier.load(model_path(model))
+    return [label.removeprefix("__label__") for label in compiled.labels] if compiled else None
+
+
 def model_path(model: str) -> Path:
     """Where a model lies: the shipped one by its bare name, any other by its path. UsageError where it is not."""
     path = _shipped() if model == SHIPPED else Path(model)

@@ -19,7 +19,7 @@ from prefkit.manifest import Kind, file_sha256
 from prefkit.pairs import decontaminate, exclude, inputs, label, mix, read, select, tables
 from prefkit.pairs.exclude import Excluded
 from prefkit.pairs.inputs import RawFile
-from prefkit.pairs.language import SHIPPED, model_path
+from prefkit.pairs.language import SHIPPED, UNDETERMINED, model_path, tags_of
 from prefkit.pairs.unite import SET_RULES
 from prefkit.resolve import Call, check, find, load, options_of
 
@@ -280,8 +280,20 @@ def _filters(table: dict[str, Any], pipeline: Pipeline, language: Call | None) -
             raise UsageError(f"{where}: it judges languages, but language = false turns tagging off.")
         if language and "response_lang" in rule.meta.root_names() and not language.options["responses"]:
             raise UsageError(f"{where}: it judges languages of answers; set [build.language] responses = true.")
+        if language and call.address == "prefkit.pairs.filters:languages":
+            _check_tags(call.options["allow"], language.options["model"], where)
         _sort_filter(call, rule, where, of_candidates, of_pairs)
     return of_candidates, of_pairs
+
+
+def _check_tags(allowed: Sequence[str], model: str, where: str) -> None:
+    """UsageError for a language that no text is ever tagged as."""
+    known = tags_of(model)
+    for tag in allowed:
+        if known is not None and tag not in (*known, UNDETERMINED):
+            raise UsageError(
+                f'{where}: option allow: no text is ever tagged "{tag}". Tags are codes of ISO 639, such as en or zh.'
+            )
 
 
 def _sort_filter(call: Call, rule: pl.Expr, where: str, of_candidates: list[Call], of_pairs: list[Call]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from prefkit.config import load_pipeline
 from prefkit.errors import UsageError
 from prefkit.pairs import classifier
 from prefkit.pairs.language import SHIPPED, UNDETERMINED, _load, language, model_path
+from prefkit.pairs.options import check_build
 from prefkit.resolve import check
 
 SENTENCES = {
@@ -131,3 +135,13 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "lid.bin").write_bytes(b"no model")
     with pytest.raises(UsageError, match="not a fastText model"):
         language(["ok"], model=str(tmp_path / "lid.bin"))
+
+
+def test_a_language_that_no_text_is_tagged_as_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").touch()
+    text = '[[build.inputs]]\nuse = "pairs"\npaths = ["raw.jsonl"]\n[[build.filters]]\nuse = "languages"\nallow = {}\n'
+    for allow, refused in ((["en", "zh", UNDETERMINED], ""), (["en", "german"], "german"), (["jp"], "jp")):
+        (tmp_path / "p.toml").write_text(text.format(json.dumps(allow)))
+        pipeline = load_pipeline(tmp_path / "p.toml")
+        with pytest.raises(UsageError, match=f'no text is ever tagged "{refused}"') if refused else nullcontext():
+            check_build(pipeline)
