@@ -198,11 +198,6 @@ def _nothing(file: RawFile, columns: names.Columns, source: str | None, options:
     for option, name in options.items():
         if option in names.COLUMN_OPTIONS and name and name not in known:
             return f'{file.shown}: no column "{name}", which --option {option} names.{did_you_mean(str(name), known)}'
-    if len(columns.paths) == 1 and ";" in columns.paths[0]:
-        return (
-            f'{file.shown}: one column, called "{columns.paths[0]}". What parts columns is a comma in a .csv file, and '
-            "a tab in a .tsv file: write it so."
-        )
     if columns.paths == ["messages"]:
         return (
             f"{file.shown}: conversations alone, without a better and a worse answer. `prefkit adopt` takes them as "

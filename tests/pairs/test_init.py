@@ -204,8 +204,8 @@ def test_what_it_cannot_tell_it_says_with_the_mend(tmp_path: Path, capsys: pytes
     chats = jsonl(tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "a?"}]}])
     assert "`prefkit adopt` takes them" in fails(capsys, 2, "init", chats, "--out", tmp_path / "x.toml")
     (tmp_path / "excel.csv").write_text("prompt;response;score\na?;b;3\n")
-    message = fails(capsys, 2, "init", tmp_path / "excel.csv", "--out", tmp_path / "x.toml")
-    assert 'one column, called "prompt;response;score"' in message
+    message = fails(capsys, 1, "init", tmp_path / "excel.csv", "--out", tmp_path / "x.toml")
+    assert "one column 'prompt;response;score', as if ';' stood between the fields" in message
     text = jsonl(tmp_path / "text.jsonl", [])
     text.write_text('"only text"\n17\n')
     assert "no row that is an object" in fails(capsys, 2, "init", text, "--out", tmp_path / "x.toml")
