@@ -115,9 +115,13 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _doctor(given: argparse.Namespace) -> int:
     from prefkit import doctor
 
-    findings = list(doctor.examine())
+    findings = []
+    for finding in doctor.examine():  # the first time, kernels are compiled on the way, which takes a while
+        findings.append(finding)
+        if not given.json:
+            print(doctor.line(finding), flush=True)
     table = doctor.table(findings)
-    print(json.dumps(table, indent=1) if given.json else doctor.report(findings))
+    print(json.dumps(table, indent=1) if given.json else f"\n{doctor.verdict(findings)}")
     return 0 if table["usable"] else 1
 
 

@@ -272,17 +272,18 @@ def gigabytes(size: int | None) -> str:
     return "?" if size is None else f"{size / 1e9:.1f} GB"
 
 
-def report(findings: list[Finding]) -> str:
-    """The findings as lines, each with its mend."""
-    width = max(len(finding.name) for finding in findings)
-    lines = []
-    for finding in findings:
-        mend = f". Mend: {finding.mend}" if finding.mend else ""
-        lines.append(f"{finding.state:<8} {finding.name:<{width}}  {finding.seen}{mend}")
+def line(finding: Finding) -> str:
+    """A finding with its mend."""
+    mend = f". Mend: {finding.mend}" if finding.mend else ""
+    return f"{finding.state:<8} {finding.name:<24}  {finding.seen}{mend}"
+
+
+def verdict(findings: list[Finding]) -> str:
+    """What they come to."""
     broken = sum(finding.state == "broken" for finding in findings)
     trains = any(finding.name == "train" and finding.state == "ok" for finding in findings)
     usable = "prefkit works here: it builds pairs" + (" and trains." if trains else "; it does not train.")
-    return "\n".join([*lines, "", f"{broken} broken." if broken else usable])
+    return f"{broken} broken." if broken else usable
 
 
 def table(findings: list[Finding]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ model in a folder or on the Hub, not random weights or itself a base with an ada
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,15 @@ def prepare(model: Any, lora: Lora, dtype: torch.dtype) -> None:
     quantise(model, dtype, torch.device("cuda"))
 
 
+def _peft_model(model: Any, config: Any) -> Any:
+    """The model with adapters, without transformers' warning about the name of a property that peft asks for."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
+
+
 def _need_peft(what: str) -> None:
     if not find_spec("peft"):
         raise TrainError(f"{what} needs peft: pip install peft.")
@@ -92,7 +102,7 @@ def quantise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
 
 def add(model: Any, lora: Lora, dtype: torch.dtype) -> Any:
     """The model with a new adapter, which alone learns; for a computation in `dtype`."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(
@@ -105,7 +115,7 @@ def add(model: Any, lora: Lora, dtype: torch.dtype) -> Any:
     )
     shared = _shared_weight(model)
     try:
-        adapted = get_peft_model(model, config)
+        adapted = _peft_model(model, config)
     except Exception as error:  # a pattern that is none, modules that are not there or cannot be adapted
         raise TrainError(f"lora: target_modules = {lora.target_modules!r} cannot be used: {one_line(error)}") from error
     for layer in adapted.modules():
@@ -212,13 +222,13 @@ def merge_into(model: Any, name: str | Path, *, local_files_only: bool) -> Any:
     TrainError for an adapter that is not safetensors, does not fit, or is of a kind that has no sum with its base.
     """
     _need_peft(f'adapter "{name}"')
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import PeftConfig, set_peft_model_state_dict
 
     try:
         file = cached_file(str(name), WEIGHTS_FILE, local_files_only=local_files_only)
         config = PeftConfig.from_pretrained(str(name))
         weights = load_file(file)
-        adapted = get_peft_model(model, config)
+        adapted = _peft_model(model, config)
         if not hasattr(adapted.base_model, "merge_and_unload"):
             raise TrainError(f"{config.peft_type.value} has no sum with its base")
         result = set_peft_model_state_dict(adapted, weights)
