@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-report", action="store_true", help="without report.html, which the naive job has not")
     parser.add_argument("--python", default=sys.executable, help="that runs prefkit (default: this one)")
     parser.add_argument("--pipeline", default="ultrafeedback")
     parser.add_argument("--scratch", type=Path, help="where to write (default: a temporary folder)")
@@ -78,10 +79,8 @@ def main() -> None:
         with open(raw, "rb") as file:
             while file.read(1 << 24):
                 pass
-        workers = ["--workers", str(given.workers)]
-        commands = {
-            "prefkit": [given.python, "-m", "prefkit", "build-pairs", given.pipeline, str(raw), *workers, "--out"]
-        }
+        how = ["--workers", str(given.workers), *["--no-report"] * given.no_report]
+        commands = {"prefkit": [given.python, "-m", "prefkit", "build-pairs", given.pipeline, str(raw), *how, "--out"]}
         if given.peer:
             commands["naive"] = [sys.executable, str(given.peer), "--procs", str(given.workers), str(raw)]
         runs = measured(commands, scratch / "out", given.repeats)

@@ -10,9 +10,8 @@ from prefkit.page.document import Finding, section
 from prefkit.page.html import Html, tag
 from prefkit.pairs.report.figures import KINDS, Figures
 from prefkit.pairs.report.parts import Section, first, left_out, lengths, scores, share_table, with_parts
-from prefkit.pairs.report.words import FEW, interval, of_stage, percent, times
+from prefkit.pairs.report.words import apart, interval, of_stage, one_sided, percent, times
 
-ONE_SIDED = 0.9  # a share of one label from which on a name gives the label away
 CLEAR = 1.1  # a ratio of lengths from which on it is worth a decision
 LARGEST_RATIO = 4 / 3  # of what good answers weigh in KTO's loss to what bad ones do; the least is 1
 SIDES = KINDS["labels"]
@@ -105,15 +104,11 @@ def _length(figures: Figures) -> Iterator[Finding]:
 
 
 def _given_away(figures: Figures, figure: str, what: str) -> Iterator[Finding]:
-    shares = {name: one for name, one in figures.shares[figure].items() if one.total >= FEW}
-    if len(shares) < 2:
-        return
-    best, most = max(shares.items(), key=lambda item: item[1].value)
-    worst, least = min(shares.items(), key=lambda item: item[1].value)
-    if most.low > least.high:
+    if ends := apart(figures.shares[figure]):
+        (best, most), (worst, least) = ends
         text = f"Good are {interval(most)} of the {what} {best} and {interval(least)} of the {what} {worst}"
-        one_sided = most.low > ONE_SIDED or least.high < 1 - ONE_SIDED
-        yield Finding(one_sided, text + (": the name alone nearly gives the label away." if one_sided else "."))
+        sure = one_sided(most, least)
+        yield Finding(sure, text + (": the name alone nearly gives the label away." if sure else "."))
 
 
 def _splits(figures: Figures) -> Iterator[Finding]:

@@ -10,9 +10,8 @@ from prefkit.page.document import Finding, section
 from prefkit.page.html import tag
 from prefkit.pairs.report.figures import KINDS, Figures
 from prefkit.pairs.report.parts import Section, bins, first, left_out, lengths, scores, share_table, with_parts
-from prefkit.pairs.report.words import FEW, interval, of_stage, percent
+from prefkit.pairs.report.words import FEW, apart, interval, of_stage, one_sided, percent
 
-ONE_SIDED = 0.9  # a share of wins above which a model's name says the answer
 CLEAR = 0.55  # a share of longer winners from which on length bias is worth a decision
 SIDES = KINDS["pairs"]
 
@@ -93,15 +92,11 @@ def _splits(figures: Figures) -> Iterator[Finding]:
 
 
 def _models(figures: Figures) -> Iterator[Finding]:
-    wins = {name: one for name, one in figures.shares["models"].items() if one.total >= FEW}
-    if len(wins) < 2:
-        return
-    best, most = max(wins.items(), key=lambda item: item[1].value)
-    worst, least = min(wins.items(), key=lambda item: item[1].value)
-    if most.low > least.high:
+    if ends := apart(figures.shares["models"]):
+        (best, most), (worst, least) = ends
         text = f"Answers of {best} win {interval(most)} of their pairs, those of {worst} {interval(least)}"
-        one_sided = most.low > ONE_SIDED or least.high < 1 - ONE_SIDED
-        yield Finding(one_sided, text + (": the model alone nearly decides." if one_sided else "."))
+        sure = one_sided(most, least)
+        yield Finding(sure, text + (": the model alone nearly decides." if sure else "."))
 
 
 def _margins(figures: Figures) -> Iterator[Finding]:

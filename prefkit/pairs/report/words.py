@@ -6,6 +6,7 @@ from prefkit.manifest import Manifest
 from prefkit.pairs.report.shares import Ratio, Share
 
 FEW = 30  # rows of a model or a source below which nothing is said of it
+ONE_SIDED = 0.9  # a share from which on a name nearly says the answer
 
 
 def percent(share: float) -> str:
@@ -44,3 +45,18 @@ def candidates(record: Manifest) -> int:
 def rows(record: Manifest) -> str:
     """What a row of the data set is: pairs, or answers."""
     return "answers" if record.kind == "labels" else "pairs"
+
+
+def apart(shares: dict[str, Share]) -> tuple[tuple[str, Share], tuple[str, Share]] | None:
+    """The name with the largest share and the one with the smallest, where their intervals tell them apart; names that
+    are seen in few rows do not count."""
+    seen = [(name, one) for name, one in shares.items() if one.total >= FEW]
+    if not seen:
+        return None
+    ends = max(seen, key=lambda item: item[1].value), min(seen, key=lambda item: item[1].value)
+    return ends if ends[0][1].low > ends[1][1].high else None
+
+
+def one_sided(most: Share, least: Share) -> bool:
+    """Whether one of the shares is so large, or so small, that the name nearly says the answer."""
+    return most.low > ONE_SIDED or least.high < 1 - ONE_SIDED
