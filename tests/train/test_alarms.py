@@ -73,7 +73,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-@settings(deadline=None, derandomize=True)  # the same seeds each time: noise rings another alarm too at seed 2472
+@settings(deadline=None, derandomize=True)  # the same seeds each time: of thousands, noise rings a second alarm at 2472
 @given(seed=st.integers(0, 10_000))
 def test_a_fault_is_found_and_no_other_one(tmp_path_factory, name, seed):
     found = alarms_of(curves(seed=seed, **FAULTS[name]), tmp_path_factory.mktemp(name))
