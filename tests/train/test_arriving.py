@@ -8,7 +8,7 @@ import pytest
 
 from prefkit import manifest, urls
 from prefkit.errors import DataError, TrainError, UsageError
-from prefkit.train import arriving, chat, metrics, run, shards, splits
+from prefkit.train import arriving, chat, metrics, run, shards, splits, standing
 from prefkit.train.options import check
 from tests.pairs import servers
 from tests.train.datasets_for_tests import pair, pipeline, toy_pairs, write_data_set
@@ -140,7 +140,7 @@ def test_first_step_waits_for_its_own_shards_alone(data, base, tmp_path, monkeyp
     phase = {**LIVE, "stream": True, "shuffle_window": 1}
     streamed(data, tmp_path / "r", base, phase, cache=tmp_path / "c", progress=Tell())
     assert len(made) == len(set(made)) == 6
-    counts = run.read_report(tmp_path / "r" / "dpo" / "phase.json")["tokens"]
+    counts = standing.read_report(tmp_path / "r" / "dpo" / "phase.json")["tokens"]
     assert (counts["rows"], counts["examples"]) == (54, 54)
 
 

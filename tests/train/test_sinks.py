@@ -134,7 +134,7 @@ def test_a_sink_that_cannot_begin_leaves_the_folder_free(data, tmp_path, stub, m
 @pytest.mark.parametrize("name", sinks.SINKS)
 def test_a_missing_package_is_one_sentence(data, tmp_path, monkeypatch, capsys, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=rf"needs the package {name}: pip install 'prefkit\[{name}\]'"):
+    with pytest.raises(UsageError, match=rf"needs the package {name}: pip install .*\[{name}\]"):
         sinks.need([name])
     assert main(["train", "demo", "--data", str(data), "--out", str(tmp_path / "r"), "--log-to", name]) == 2
     assert "pip install" in capsys.readouterr().err
