@@ -4,12 +4,12 @@ For a vocabulary of 128k and a bin of 8k tokens, float32 logits are 4 GB, and a 
 times that: more than the rest of a small model. Two things avoid it. Only the hidden states that predict a completion
 token reach the head; prompts never do. And the head runs in chunks, forward and backward: forward keeps one number a
 token (its log-normaliser), backward computes the chunk's logits again and from them the gradients of hidden states
-and of the weight.
+and of the weight. Memory has room for one chunk, so what the last one became is kept, and backward begins with it.
 
-Cost: 8 C D V operations instead of 6 (one of the products is computed twice). A chunk of `CHUNK_LOGITS` float32 logits
-exists twice at the most, so 512 MB, whatever the vocabulary and the number of tokens. For each chunk the weight is read
-three times and its gradient read and written once: with 512 tokens a chunk (128k words) 230 operations a byte in 16
-bits, somewhat more than keep an H200 busy.
+Cost: 8 C D V operations instead of 6 (one of the products is computed twice), and 6 where all fits one chunk. A chunk
+of `CHUNK_LOGITS` float32 logits exists twice at the most, so 512 MB, whatever the vocabulary and the number of tokens.
+For each chunk the weight is read three times and its gradient read and written once: with 512 tokens a chunk (128k
+words) 230 operations a byte in 16 bits, somewhat more than keep an H200 busy.
 
 The projection runs in the dtype of the model's own head (or of autocast), the softmax in float32. The gradient of the
 weight is summed over chunks in float32, which the weights of training are in anyway: in 16 bits a sum that has grown no
@@ -322,14 +322,18 @@ class _ChunkedLogps(torch.autograd.Function):
         dtype = torch.promote_types(hidden_CD.dtype, torch.float32)
         logps_C = torch.empty(len(target_C), dtype=dtype, device=target_C.device)
         normaliser_C = torch.empty_like(logps_C)
+        exps_CV: Tensor | None = None
         for start in range(0, len(target_C), chunk):
             rows = slice(start, start + chunk)
-            logits_CV = _chunk_logits(hidden_CD[rows], weight_VD, bias_V, scale, cap)
-            normaliser_C[rows] = logits_CV.logsumexp(-1)
-            logps_C[rows] = logits_CV.gather(1, target_C[rows, None])[:, 0] - normaliser_C[rows]
-            del logits_CV  # before the next chunk's exist
+            del exps_CV  # before the next chunk's exist
+            exps_CV = _chunk_logits(hidden_CD[rows], weight_VD, bias_V, scale, cap)
+            targets_C1, highest_C1 = exps_CV.gather(1, target_C[rows, None]), exps_CV.amax(1, keepdim=True)
+            sums_C1 = exps_CV.sub_(highest_C1).exp_().sum(1, keepdim=True)
+            normaliser_C[rows] = (highest_C1 + sums_C1.log())[:, 0]
+            logps_C[rows] = targets_C1[:, 0] - normaliser_C[rows]
         ctx.save_for_backward(hidden_CD, weight_VD, bias_V, target_C, normaliser_C)
         ctx.scale, ctx.cap, ctx.chunk = scale, cap, chunk
+        ctx.last = (exps_CV, sums_C1) if exps_CV is not None and cap is None else None  # a cap asks for logits
         return logps_C
 
     @staticmethod
@@ -340,18 +344,9 @@ class _ChunkedLogps(torch.autograd.Function):
         grad_hidden_CD = torch.empty_like(hidden_CD) if needs_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=normaliser_C.dtype) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=normaliser_C.dtype) if needs_bias else None
-        for start in range(0, len(target_C), ctx.chunk):
+        for start in reversed(range(0, len(target_C), ctx.chunk)):
             rows = slice(start, start + ctx.chunk)
-            logits_CV = _chunk_logits(hidden_CD[rows], weight_VD, bias_V, ctx.scale, ctx.cap)
-            slope_CV = None if ctx.cap is None else logits_CV.div(ctx.cap).square_().neg_().add_(1)
-            grad_CV = logits_CV.sub_(normaliser_C[rows, None]).exp_().mul_(-grad_C[rows, None])
-            grad_CV.scatter_add_(1, target_C[rows, None], grad_C[rows, None])
-            if slope_CV is not None:
-                grad_CV.mul_(slope_CV)
-                del slope_CV
-            if ctx.scale != 1.0:
-                grad_CV.mul_(ctx.scale)
-            del logits_CV  # which became the gradient
+            grad_CV = _logits_gradient(ctx, rows, grad_C[rows, None])
             if grad_bias_V is not None:
                 grad_bias_V.add_(grad_CV.sum(0))
             grad_CV = grad_CV.to(weight_VD.dtype)
@@ -365,6 +360,23 @@ class _ChunkedLogps(torch.autograd.Function):
         if grad_bias_V is not None:
             grad_bias_V = grad_bias_V.to(ctx.of_bias)
         return grad_hidden_CD, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def _logits_gradient(ctx: Any, rows: slice, grad_C1: Tensor) -> Tensor:
+    """The gradient of the head's output for some rows, the last chunk or an earlier one."""
+    hidden_CD, weight_VD, bias_V, target_C, normaliser_C = ctx.saved_tensors
+    slope_CV = None
+    if ctx.last is not None:
+        (grad_CV, sums_C1), ctx.last = ctx.last, None
+        grad_CV.mul_(-grad_C1 / sums_C1)
+    else:
+        grad_CV = _chunk_logits(hidden_CD[rows], weight_VD, bias_V, ctx.scale, ctx.cap)
+        slope_CV = None if ctx.cap is None else grad_CV.div(ctx.cap).square_().neg_().add_(1)
+        grad_CV.sub_(normaliser_C[rows, None]).exp_().mul_(-grad_C1)
+    grad_CV.scatter_add_(1, target_C[rows, None], grad_C1)
+    if slope_CV is not None:
+        grad_CV.mul_(slope_CV)
+    return grad_CV if ctx.scale == 1.0 else grad_CV.mul_(ctx.scale)
 
 
 def _add_product(sum_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
