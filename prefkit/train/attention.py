@@ -30,6 +30,7 @@ Shape suffixes: B batch, H heads, N queries, M keys, D width of a head, T tokens
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,7 @@ _HARMLESS = {
     "output_router_logits",
     "is_causal",
 }
+BLOCK_QUERIES = 128  # about how many a CPU takes at a time
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -104,7 +106,7 @@ def tree_attention(
         if depth:
             keys[s] = torch.cat([keys[s - 1][:, :, :depth], keys[s]], dim=2)
             values[s] = torch.cat([values[s - 1][:, :, :depth], values[s]], dim=2)
-        outputs.append(_attend(queries[s], keys[s], values[s], scale, dropout, window, softcap, s_aux))
+        outputs += _attend(queries[s], keys[s], values[s], scale, dropout, window, softcap, s_aux)
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -117,33 +119,37 @@ def _attend(
     window: int | None,
     softcap: float | None,
     sinks_H: Tensor | None,
-) -> Tensor:
-    """N queries at the end of a path of M keys; query i sees the keys up to M - N + i, the last `window` of them."""
+) -> list[Tensor]:
+    """N queries at the end of a path of M keys; query i sees the keys up to M - N + i, the last `window` of them.
+
+    On a CPU in blocks of queries, each with the keys that it can see: scores of hidden ones are computed too.
+    """
     n, m = query_BHND.shape[2], key_BHMD.shape[2]
-    if window is not None and m <= window:
-        window = None
-    if window is not None:
-        # No query reaches further back than the first one's window.
-        first = max(0, m - n - window + 1)
-        key_BHMD, value_BHMD, m = key_BHMD[:, :, first:], value_BHMD[:, :, first:], m - first
-    if softcap is not None or sinks_H is not None:
-        mask_NM = _visible(n, m, window, query_BHND.device)
-        return _softmax_attention(query_BHND, key_BHMD, value_BHMD, mask_NM, scale, dropout, softcap, sinks_H)
-    if n == m and window is None:
+    window = None if window is None or m <= window else window
+    fused = softcap is None and sinks_H is None
+    blocks = max(1, round(n / BLOCK_QUERIES)) if query_BHND.device.type == "cpu" else 1
+    if fused and n == m and window is None and blocks == 1:
         grouped = query_BHND.shape[1] != key_BHMD.shape[1]
-        return F.scaled_dot_product_attention(
-            query_BHND, key_BHMD, value_BHMD, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
-        )
+        return [
+            F.scaled_dot_product_attention(
+                query_BHND, key_BHMD, value_BHMD, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=grouped
+            )
+        ]
     # SDPA's fast kernels take grouped heads or a mask, not both.
     groups = query_BHND.shape[1] // key_BHMD.shape[1]
-    return F.scaled_dot_product_attention(
-        query_BHND,
-        _repeat_heads(key_BHMD, groups),
-        _repeat_heads(value_BHMD, groups),
-        attn_mask=_visible(n, m, window, query_BHND.device),
-        dropout_p=dropout,
-        scale=scale,
-    )
+    key_BHMD, value_BHMD = _repeat_heads(key_BHMD, groups), _repeat_heads(value_BHMD, groups)
+    outputs = []
+    for first, last in itertools.pairwise(m - n + n * block // blocks for block in range(blocks + 1)):
+        # No query of the block reaches further back than the first one's window.
+        seen = slice(0 if window is None else max(0, first - window + 1), last)
+        states = query_BHND[:, :, first - m + n : last - m + n], key_BHMD[:, :, seen], value_BHMD[:, :, seen]
+        mask_NM = _mask(last - first, seen.stop - seen.start, window, query_BHND)
+        if fused:
+            output = F.scaled_dot_product_attention(*states, attn_mask=mask_NM, dropout_p=dropout, scale=scale)
+        else:
+            output = _softmax_attention(*states, mask_NM, scale, dropout, softcap, sinks_H)
+        outputs.append(output)
+    return outputs
 
 
 def _softmax_attention(
@@ -157,11 +163,10 @@ def _softmax_attention(
     sinks_H: Tensor | None,
 ) -> Tensor:
     """Attention by its definition, for what SDPA has no argument for."""
-    groups = query_BHND.shape[1] // key_BHMD.shape[1]
-    scores_BHNM = query_BHND @ _repeat_heads(key_BHMD, groups).transpose(2, 3) * scale
+    scores_BHNM = query_BHND @ key_BHMD.transpose(2, 3) * scale
     if softcap is not None:
         scores_BHNM = softcap * torch.tanh(scores_BHNM / softcap)
-    scores_BHNM = scores_BHNM.masked_fill(~mask_NM, float("-inf"))
+    scores_BHNM = scores_BHNM + mask_NM
     if sinks_H is None:
         weights_BHNM = scores_BHNM.softmax(-1, dtype=torch.float32)
     else:
@@ -169,14 +174,24 @@ def _softmax_attention(
         sinks_BHN1 = sinks_H.view(1, -1, 1, 1).expand(*scores_BHNM.shape[:3], 1).to(scores_BHNM.dtype)
         weights_BHNM = torch.cat([scores_BHNM, sinks_BHN1], -1).softmax(-1, dtype=torch.float32)[..., :-1]
     weights_BHNM = F.dropout(weights_BHNM.to(query_BHND.dtype), dropout)
-    return weights_BHNM @ _repeat_heads(value_BHMD, groups)
+    return weights_BHNM @ value_BHMD
 
 
-def _visible(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
-    """[n, m] booleans: the last n of m positions as queries, causal and within the window."""
-    distance_NM = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
-    visible_NM = distance_NM >= 0
-    return visible_NM if window is None else visible_NM & (distance_NM < window)
+def _mask(n: int, m: int, window: int | None, like: Tensor) -> Tensor:
+    """[n, m] to be added to scores: 0 where the last n of m positions see one, causally and within the window."""
+    if window is None and n < 2 * BLOCK_QUERIES:
+        width = 1 << (m - 1).bit_length()
+        return _widest_mask(width, like.dtype, like.device)[:n, width - m + n : width + n]
+    distance_NM = torch.arange(m - n, m, device=like.device)[:, None] - torch.arange(m, device=like.device)
+    hidden_NM = distance_NM < 0 if window is None else (distance_NM < 0) | (distance_NM >= window)
+    return like.new_zeros(n, m).masked_fill_(hidden_NM, float("-inf"))
+
+
+@functools.lru_cache(maxsize=4)
+def _widest_mask(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Of which the masks of few queries without a window are parts: query i sees the first `width + 1 + i` keys."""
+    rows = 2 * BLOCK_QUERIES
+    return torch.full((rows, width + rows), float("-inf"), dtype=dtype, device=device).triu_(width + 1)
 
 
 def _repeat_heads(states_BHMD: Tensor, groups: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Tree attention against attention under a dense mask, and whole models against separate forwards."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -189,9 +190,27 @@ def test_refused_models_take_padded_rows(name, overrides):
 
 def test_the_probe_finds_what_no_configuration_tells(monkeypatch):
     model = make_model("Llama")
-    monkeypatch.setattr(attention, "_attend", lambda q, k, v, *_: v[:, :, -q.shape[2] :].repeat(1, 2, 1, 1))
+    monkeypatch.setattr(attention, "_attend", lambda q, k, v, *_: [v[:, :, -q.shape[2] :].repeat(1, 2, 1, 1)])
     assert "change the hidden states" in supports(model)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("cap", "sinks"), [(None, False), (3.0, False), (None, True)])
+@pytest.mark.parametrize("window", [None, 50, 400])
+@pytest.mark.parametrize("depth", [0, 5, 300])
+@pytest.mark.parametrize("n", [1, 100, 192, 520])
+def test_blocks_of_queries_see_what_the_definition_says(n, depth, window, cap, sinks):
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(1, heads, size, 8) for heads, size in ((4, n), (2, depth + n), (2, depth + n)))
+    sinks_H = torch.randn(4) if sinks else None
+    found = torch.cat(attention._attend(query, keys, values, 0.3, 0.0, window, cap, sinks_H), 2)
+    scores = 0.3 * query.double() @ keys.double().repeat_interleave(2, 1).transpose(2, 3)
+    scores = scores if cap is None else cap * (scores / cap).tanh()
+    back = torch.arange(depth, depth + n)[:, None] - torch.arange(depth + n)
+    scores[..., (back < 0) | (back >= (window or math.inf))] = -math.inf
+    total = scores.exp().sum(-1, keepdim=True) + (0 if sinks_H is None else sinks_H.double().exp()[:, None, None])
+    expected = scores.exp() / total @ values.double().repeat_interleave(2, 1)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
 
 
 def call(module=None, **arguments):
