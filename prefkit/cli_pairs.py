@@ -9,6 +9,7 @@ import shlex
 import time
 from pathlib import Path
 
+from prefkit import collector
 from prefkit.arguments import add_pipeline, command, fail, positive
 from prefkit.errors import UsageError
 
@@ -116,15 +117,16 @@ def _build_pairs(given: argparse.Namespace) -> int:
     if given.engine == "local" and given.workers != 1 and not given.dry_run:
         engines.prepare()  # while this process imports what it needs itself
 
-    from rich.console import Console
+    with collector.paused():
+        from rich.console import Console
 
-    from prefkit import urls
-    from prefkit.config import load_pipeline
-    from prefkit.pairs import extend, remote, summary
-    from prefkit.pairs.build import build_pairs
-    from prefkit.pairs.options import check_build
-    from prefkit.pairs.publish import REPORT
-    from prefkit.progress import Stages
+        from prefkit import urls
+        from prefkit.config import load_pipeline
+        from prefkit.pairs import extend, remote, summary
+        from prefkit.pairs.build import build_pairs
+        from prefkit.pairs.options import check_build
+        from prefkit.pairs.publish import REPORT
+        from prefkit.progress import Stages
 
     url = given.out if urls.is_url(given.out) else None
     if given.work and not url:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from prefkit import collector
 from prefkit.arguments import above_zero, add_pipeline, command, positive, share
 from prefkit.errors import UsageError
 
@@ -120,9 +121,10 @@ def _train_here(given: argparse.Namespace) -> int:
 
     pipeline = load_pipeline(given.pipeline, given.overrides)
     _need_training_half()
-    from rich.console import Console
+    with collector.paused():
+        from rich.console import Console
 
-    from prefkit.train import estimate, metrics, run
+        from prefkit.train import estimate, metrics, run
 
     if given.shard_cache is not None and isinstance(given.data, Path):
         raise UsageError("--shard-cache has no effect: --data is a folder, of which nothing is fetched.")
@@ -197,8 +199,9 @@ def _evaluate(given: argparse.Namespace) -> int:
     _need_training_half()
     from rich.console import Console
 
-    from prefkit.train import evaluate, metrics
-    from prefkit.train.render import render
+    with collector.paused():
+        from prefkit.train import evaluate, metrics
+        from prefkit.train.render import render
 
     silent = given.quiet or given.json
     with nullcontext(metrics.Silent()) if silent else metrics.live_progress(Console(stderr=True)) as progress:

@@ -7,6 +7,7 @@ survive a fork.
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.compute  # noqa: F401  # which polars asks for with the first array of Arrow
 
 from prefkit.pairs import canonical, language, minhash, read, select, shards  # noqa: F401
 from prefkit.pairs.packed import Packed
