@@ -7,9 +7,10 @@ token (its log-normaliser), backward computes the chunk's logits again and from 
 and of the weight. Memory has room for one chunk, so what the last one became is kept, and backward begins with it.
 
 Cost: 8 C D V operations instead of 6 (one of the products is computed twice), and 6 where all fits one chunk. A chunk
-of `CHUNK_LOGITS` float32 logits exists twice at the most, so 512 MB, whatever the vocabulary and the number of tokens.
-For each chunk the weight is read three times and its gradient read and written once: with 512 tokens a chunk (128k
-words) 230 operations a byte in 16 bits, somewhat more than keep an H200 busy.
+of `CHUNK_LOGITS` float32 logits exists twice at the most (its copy in 16 bits, or the slope of a cap), so 512 MB,
+whatever the vocabulary and the number of tokens. For each chunk the weight is read three times and its gradient read
+and written once: with 512 tokens a chunk (128k words) 230 operations a byte in 16 bits, somewhat more than keep an H200
+busy.
 
 The projection runs in the dtype of the model's own head (or of autocast), the softmax in float32. The gradient of the
 weight is summed over chunks in float32, which the weights of training are in anyway: in 16 bits a sum that has grown no
