@@ -87,9 +87,9 @@ def near_duplicates(texts: list[str], threshold: float) -> set[tuple[int, int]]:
             {
                 "prompt_id": [digest(text) for text in texts],
                 "ordinal": np.arange(len(texts)),
-                "part": 0,
+                "file": 0,
                 "origin_row": np.arange(len(texts)),
-                "prompt": [[{"role": "user", "content": text}] for text in texts],
+                "canonical": texts,
             }
         )
         for name, array in unite.sketch(heads, options.uniting.sketching)._asdict().items():

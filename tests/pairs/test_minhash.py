@@ -39,6 +39,17 @@ def test_shingles_are_xxh64_of_character_ngrams(texts: list[str], n: int) -> Non
         assert hashes[offsets[i] : offsets[i + 1]].tolist() == sorted(map(xxhash.xxh64_intdigest, grams))
 
 
+@pytest.mark.parametrize("words", [1, 2, 17, 40, 5000])
+def test_hashes_are_sorted_and_distinct_also_of_long_texts_and_of_such_that_repeat_themselves(words: int) -> None:
+    draws = np.random.default_rng(0)
+    texts = [" ".join(map(str, draws.integers(0, most, words))) for most in (2, 20, 10**9)]
+    texts += [text + " " + text for text in texts]
+    all_hashes, ends = minhash.ngrams(texts, 3)
+    hashes, offsets = minhash.shingles(texts, 3)
+    for i in range(len(texts)):
+        assert np.array_equal(hashes[offsets[i] : offsets[i + 1]], np.unique(all_hashes[ends[i] : ends[i + 1]]))
+
+
 @given(TEXTS, st.integers(1, 6))
 @settings(max_examples=60, deadline=None)
 def test_ngrams_come_in_order_and_as_often_as_they_stand(texts: list[str], n: int) -> None:
