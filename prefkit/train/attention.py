@@ -106,7 +106,7 @@ def tree_attention(
         if depth:
             keys[s] = torch.cat([keys[s - 1][:, :, :depth], keys[s]], dim=2)
             values[s] = torch.cat([values[s - 1][:, :, :depth], values[s]], dim=2)
-        outputs += _attend(queries[s], keys[s], values[s], scale, dropout, window, softcap, s_aux)
+        outputs += _attend(queries[s], keys[s], values[s], scale, dropout, window, softcap, s_aux, segments.layouts)
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -119,10 +119,12 @@ def _attend(
     window: int | None,
     softcap: float | None,
     sinks_H: Tensor | None,
+    kept: dict[Any, Any],
 ) -> list[Tensor]:
     """N queries at the end of a path of M keys; query i sees the keys up to M - N + i, the last `window` of them.
 
-    On a CPU in blocks of queries, each with the keys that it can see: scores of hidden ones are computed too.
+    On a CPU in blocks of queries, each with the keys that it can see: scores of hidden ones are computed too. Masks are
+    `kept` as long as the bin.
     """
     n, m = query_BHND.shape[2], key_BHMD.shape[2]
     window = None if window is None or m <= window else window
@@ -143,7 +145,7 @@ def _attend(
         # No query of the block reaches further back than the first one's window.
         seen = slice(0 if window is None else max(0, first - window + 1), last)
         states = query_BHND[:, :, first - m + n : last - m + n], key_BHMD[:, :, seen], value_BHMD[:, :, seen]
-        mask_NM = _mask(last - first, seen.stop - seen.start, window, query_BHND)
+        mask_NM = _mask(last - first, seen.stop - seen.start, window, query_BHND, kept)
         if fused:
             output = F.scaled_dot_product_attention(*states, attn_mask=mask_NM, dropout_p=dropout, scale=scale)
         else:
@@ -177,21 +179,22 @@ def _softmax_attention(
     return weights_BHNM @ value_BHMD
 
 
-def _mask(n: int, m: int, window: int | None, like: Tensor) -> Tensor:
+def _mask(n: int, m: int, window: int | None, like: Tensor, kept: dict[Any, Any]) -> Tensor:
     """[n, m] to be added to scores: 0 where the last n of m positions see one, causally and within the window."""
-    if window is None and n < 2 * BLOCK_QUERIES:
+    if window is None and n < 2 * BLOCK_QUERIES:  # a part of one mask: query i sees the first `width + 1 + i` keys
         width = 1 << (m - 1).bit_length()
-        return _widest_mask(width, like.dtype, like.device)[:n, width - m + n : width + n]
+        key = ("mask", width, like.dtype, like.device)
+        if key not in kept:
+            kept[key] = _hidden(2 * BLOCK_QUERIES, width + 2 * BLOCK_QUERIES, None, like)
+        return kept[key][:n, width - m + n : width + n]
+    return _hidden(n, m, window, like)
+
+
+@torch.inference_mode(False)  # a mask that is kept may serve a backward pass later
+def _hidden(n: int, m: int, window: int | None, like: Tensor) -> Tensor:
     distance_NM = torch.arange(m - n, m, device=like.device)[:, None] - torch.arange(m, device=like.device)
     hidden_NM = distance_NM < 0 if window is None else (distance_NM < 0) | (distance_NM >= window)
-    return like.new_zeros(n, m).masked_fill_(hidden_NM, float("-inf"))
-
-
-@functools.lru_cache(maxsize=4)
-def _widest_mask(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Of which the masks of few queries without a window are parts: query i sees the first `width + 1 + i` keys."""
-    rows = 2 * BLOCK_QUERIES
-    return torch.full((rows, width + rows), float("-inf"), dtype=dtype, device=device).triu_(width + 1)
+    return torch.zeros(n, m, dtype=like.dtype, device=like.device).masked_fill_(hidden_NM, float("-inf"))
 
 
 def _repeat_heads(states_BHMD: Tensor, groups: int) -> Tensor:

@@ -248,7 +248,7 @@ class Segments:
 
     lengths: list[int]
     depths: list[int]
-    layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # kept by attention, by device
+    layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # what attention keeps of them
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def test_blocks_of_queries_see_what_the_definition_says(n, depth, window, cap, s
     torch.manual_seed(0)
     query, keys, values = (torch.randn(1, heads, size, 8) for heads, size in ((4, n), (2, depth + n), (2, depth + n)))
     sinks_H = torch.randn(4) if sinks else None
-    found = torch.cat(attention._attend(query, keys, values, 0.3, 0.0, window, cap, sinks_H), 2)
+    found = torch.cat(attention._attend(query, keys, values, 0.3, 0.0, window, cap, sinks_H, {}), 2)
     scores = 0.3 * query.double() @ keys.double().repeat_interleave(2, 1).transpose(2, 3)
     scores = scores if cap is None else cap * (scores / cap).tanh()
     back = torch.arange(depth, depth + n)[:, None] - torch.arange(depth + n)
@@ -211,6 +211,14 @@ def test_blocks_of_queries_see_what_the_definition_says(n, depth, window, cap, s
     total = scores.exp().sum(-1, keepdim=True) + (0 if sinks_H is None else sinks_H.double().exp()[:, None, None])
     expected = scores.exp() / total @ values.double().repeat_interleave(2, 1)
     assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+def test_masks_of_a_bin_that_was_seen_without_gradients_serve_one_with_them():
+    states, segments = torch.randn(1, 2, 210, 8, requires_grad=True), Segments([200, 10], [0, 150])
+    with torch.inference_mode():
+        tree_attention(torch.nn.Module(), states, states, states, None, segments=segments)
+    assert segments.layouts
+    tree_attention(torch.nn.Module(), states, states, states, None, segments=segments)[0].sum().backward()
 
 
 def call(module=None, **arguments):
