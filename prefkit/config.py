@@ -16,6 +16,7 @@ from typing import Any
 from prefkit.errors import UsageError, did_you_mean
 
 TOP_LEVEL = ("description", "build", "model", "train")
+LISTS = {"build.inputs": 'use = "ratings"', "build.filters": 'use = "min_margin"', "train": 'name = "dpo"'}
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,15 @@ def _apply(table: dict[str, Any], override: str) -> None:
         )
     here: Any = table
     for depth, key in enumerate(keys[:-1]):
+        path = ".".join(keys[: depth + 1])
+        if path in LISTS and isinstance(here, dict) and key not in here:
+            raise UsageError(
+                f"--set {override}: the pipeline file has no [[{path}]] to change. Add one to it, for example "
+                f"[[{path}]] and, in the line below, {LISTS[path]}."
+            )
         here = here.setdefault(key, {}) if isinstance(here, dict) else _item(here, key, override)
         if not isinstance(here, dict | list):
-            raise UsageError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section.")
+            raise UsageError(f"--set {override}: {path} is a value, not a section.")
     if isinstance(here, list):
         path, names = ".".join(keys[:-1]), _names(here)
         example = f"{path}.{names.partition(', ')[0]}.{keys[-1]}"
@@ -130,7 +137,8 @@ def _item(items: list[Any], key: str, override: str) -> Any:
     found = [item for item in items if isinstance(item, dict) and key in (item.get("name"), item.get("use"))]
     if len(found) != 1:
         problem = f'there are {len(found)} entries named "{key}"' if found else f'no entry named "{key}"'
-        raise UsageError(f"--set {override}: {problem}. Known: {_names(items)}; or an index from 0.")
+        there = f"There are {_names(items)}, which also go by their index from 0"
+        raise UsageError(f"--set {override}: {problem}. {there}; a new one is added in the pipeline file.")
     return found[0]
 
 

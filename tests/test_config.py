@@ -58,7 +58,8 @@ def test_set(tmp_path: Path, override: str, path: tuple[Any, ...], value: Any) -
     [
         ("train.dpo", "key.path=value"),
         ("tarin.dpo.beta=1", 'Did you mean "train"'),
-        ("train.dop.beta=1", 'no entry named "dop"'),
+        ("train.dop.beta=1", 'no entry named "dop". There are '),
+        ("build.inputs.ratings.score=x", r"no \[\[build.inputs\]\] to change"),
         ("train.beta=1", "is a list"),
         ("build.chunk_bytes.x=1", "is a value"),
         ("build..x=1", "key.path=value"),

@@ -27,7 +27,7 @@ import numpy as np
 
 from prefkit import urls
 from prefkit.errors import DataError, UsageError
-from prefkit.pairs import arrays
+from prefkit.pairs import arrays, foreign
 from prefkit.pairs.parts import (
     COMPRESSIONS,
     Part,
@@ -166,6 +166,7 @@ def name_files(groups: Sequence[Sequence[Place]], taken: Sequence[str] = ()) -> 
 def first_rows(file: RawFile, count: int) -> list[RawRow]:
     """The first rows of a file, without reading the rest. Raises DataError where it cannot be read."""
     try:
+        foreign.refuse(file)
         if file.has_suffix(".parquet"):
             part = Part(file, "parquet", 0, min(1, parquet(file).metadata.num_row_groups), 1, 0)
         elif file.has_suffix(".csv", ".tsv"):
@@ -232,6 +233,7 @@ def _cut(file: RawFile, chunk_bytes: int) -> Generator[Part, None, tuple[int, st
     try:
         expected, version = state(file)
         file = replace(file, version=version)
+        foreign.refuse(file)
         begin = _array_start(file)
         sha = hashlib.sha256()
         with open_raw(file) as stream:

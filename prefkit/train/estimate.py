@@ -221,7 +221,7 @@ def forward_flops(model: Any) -> tuple[float, float]:
 
 def sample(data: Path, manifest: Manifest, words: Any, how: Tokenising) -> Tokens:
     """Tokens of a row, from the first rows of the train split."""
-    shard = manifest.of_split("train")[0]
+    shard = next(shard for shard in manifest.of_split("train") if shard.rows)  # all pairs of a prompt stand in one
     counts: Counter[str] = Counter()
     batch = next(chat.batches_of_prompts(shards.local(data, shard), how))
     built = list(chat.builder(how)(batch, words, how, counts, shard.path))

@@ -167,6 +167,34 @@ def test_headers_that_cannot_be(tmp_path: Path, content: bytes, words: str) -> N
         raw_rows(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("encoding", ["UTF-16", "UTF-16LE", "UTF-16BE", "UTF-32", "UTF-32LE", "UTF-32BE"])
+def test_text_in_another_encoding_is_refused_as_a_whole(tmp_path: Path, name: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes('{"prompt": "ein", "response": "größer 漢"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=f"text in {encoding}, .* iconv -f {encoding} -t UTF-8 {name} "):
+        raw_rows(tmp_path / name)
+    with pytest.raises(DataError, match=f"text in {encoding}, "):
+        inputs.first_rows(RawFile(str(tmp_path / name), name), 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(gzip.compress(b"{}"), r"end in .gz"), (zstandard.compress(b"{}"), r"end in .zst"), (b"PAR1", "Parquet")],
+)
+def test_a_file_of_another_kind_than_its_name_says_is_refused_as_a_whole(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        raw_rows(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("begin", [b"\xff\xfe", b"\0\0", b"\x1f\x8b", b"\xef\xbb\xbf"])
+def test_a_damaged_first_row_costs_itself_alone(tmp_path: Path, begin: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(begin + b"".join(line + b"\n" for line in LINES))
+    assert [row.text.strip() for row in raw_rows(tmp_path / "a.jsonl")][1:] == LINES[1:]
+
+
 def test_a_value_that_cannot_be_read_costs_its_row_of_parquet_alone(tmp_path: Path) -> None:
     ends = pa.array([0, 1, 3, 4], pa.int32()).buffers()[1]
     texts = pa.StringArray.from_buffers(3, ends, pa.py_buffer(b"a\xff\xfeb"))

@@ -1,6 +1,7 @@
 """Estimates against what they estimate: counted models, measured layers, formulas of the literature, whole runs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,16 @@ def test_tokens_are_those_of_the_run(data, tmp_path):
     report = run.train(pipeline(data, {**DPO, "epochs": 2}), data=data, out=tmp_path / "r")["phases"]["dpo"]
     assert entry["tokens"] == pytest.approx(report["last_step"]["num_tokens"], rel=0.01)
     assert entry["steps"] == report["steps"]
+
+
+def test_shards_may_be_empty(tmp_path):
+    """As they are where one prompt has the pairs of several."""
+    made = write_data_set(tmp_path / "d", toy_pairs(1, answers=4), shards=3)
+    (tmp_path / "d" / manifest.FILE_NAME).write_text(manifest.dump(replace(made, shards=made.shards[::-1])))
+    (entry,) = planned(tmp_path / "d", DPO)
+    assert entry["tokens"] > 0
+    report = run.train(pipeline(tmp_path, DPO), data=tmp_path / "d", out=tmp_path / "r")["phases"]["dpo"]
+    assert report["last_step"]["pairs"] == made.rows("train")
 
 
 def test_a_mixture_of_experts_takes_memory_of_all_and_flops_of_those_used(data):

@@ -1,0 +1,58 @@
+"""What a text file is that is none in UTF-8, by its first bytes, so that one sentence says so and not every row."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import PurePath
+
+from prefkit.errors import DataError
+from prefkit.pairs.parts import RawFile
+
+HEAD = 64  # bytes
+BINARY = {
+    b"\x1f\x8b\x08": "compressed by gzip; its name should end in .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; its name should end in .zst",
+    b"PK\x03\x04": "a ZIP archive; unpack it",
+    b"PAR1": "Parquet; its name should end in .parquet",
+    b"ARROW1": "an Arrow file; save it as Parquet",
+    b"\x89HDF": "an HDF5 file; save it as Parquet",
+    b"SQLite format 3": "an SQLite database; export the table as CSV",
+}
+MARKS = {  # byte order marks; that of UTF-32 begins like one of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+WIDE = (("UTF-16LE", 2, 0), ("UTF-16BE", 2, 1), ("UTF-32LE", 4, 0), ("UTF-32BE", 4, 3))
+
+
+def refuse(file: RawFile) -> None:
+    """DataError where a file that is to be read as text is something else.
+
+    Compressed ones are not looked into, nor those on a server, which would be asked once more for each.
+    """
+    if file.is_remote or file.compression or file.has_suffix(".parquet"):
+        return
+    with open(file.path, "rb") as stream:
+        head = stream.read(HEAD)
+    for magic, what in BINARY.items():
+        if head.startswith(magic):
+            raise DataError(f"{file.shown}: it is {what}.")
+    if encoding := _encoding(head):
+        name = PurePath(file.shown).name
+        raise DataError(
+            f"{file.shown}: it is text in {encoding}, and rows are read as UTF-8. Convert it: "
+            f"iconv -f {encoding} -t UTF-8 {name} > utf8-{name}"
+        )
+
+
+def _encoding(head: bytes) -> str | None:
+    """The encoding of text that has a mark, or that begins with ASCII in units of several bytes."""
+    marked = next((name for mark, name in MARKS.items() if head.startswith(mark) and b"\0" in head), None)
+    return marked or next((name for name, width, at in WIDE if _is_wide(head, width, at)), None)
+
+
+def _is_wide(head: bytes, width: int, at: int) -> bool:
+    letters = head[at::width]
+    return len(letters) > 1 and all(letters) and head.count(0) == len(head) - len(letters)
