@@ -61,7 +61,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         choices=("wandb", "mlflow"),
-        help="send the figures there as well (repeatable)",
+        help="send the figures there as well (repeatable); RUN has JSON lines and TensorBoard events in any case",
     )
     parser.add_argument(
         "--rank-timeout",

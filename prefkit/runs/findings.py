@@ -57,7 +57,8 @@ def _of_all(runs: Sequence[Run]) -> Iterator[Finding]:
         for phase in run.phases:
             if phase.not_finite is not None:
                 text = f"{phase.name}: {phase.not_finite['what']} of step {phase.not_finite['step']:,} was not finite"
-                mend = f"{phase.name}/not-finite.json names the pairs. Lower learning_rate, or take float32."
+                rounded = ", or take float32" if phase.options.get("dtype", "float32") != "float32" else ""
+                mend = f"{phase.name}/not-finite.json names the pairs. Begin anew with a lower learning_rate{rounded}."
                 yield Finding(True, f"{said}{text}; {mend}")
         if run.torn and run.state == "stopped":
             yield Finding(True, f"{said}the log ends in the middle of a line, which is left out; --resume mends it.")

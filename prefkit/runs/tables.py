@@ -60,7 +60,8 @@ def _state(run: Run, phase: Phase) -> str:
         return "getting ready" if run.state == "training" and phase is first else "not begun"
     if run.state == "training":
         return f"step {phase.step:,}{planned}{_left(phase)}"
-    return f"stopped after step {phase.step:,}{planned}; go on with --resume"
+    why = "by a figure that is not finite" if phase.not_finite is not None else "go on with --resume"
+    return f"stopped after step {phase.step:,}{planned}; {why}"
 
 
 def _left(phase: Phase) -> str:

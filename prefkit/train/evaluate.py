@@ -155,6 +155,7 @@ def measured(name: str | Path, asked: Asked) -> Measured:
     tokenizer.set_chat_template(words, asked.chat_template, Path())
     where: dict[str, Any] = {"cache": asked.cache, "progress": asked.progress}
     store = chat.tokenise(asked.folder, asked.manifest, asked.split, words, asked.how, **where)
+    asked.progress.note(f"{name}, {store.summary}")
     examples = Examples.of(store)
     if not store.counts["examples"]:
         what = "answer" if asked.how.labels else "pair"

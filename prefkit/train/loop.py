@@ -14,7 +14,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,8 @@ def run_steps(loop: Loop, state: dict[str, Any]) -> None:
             progress.update(phase.name, done, loop.steps, in_short(figures, speed))
             alarmed, stop = parallel.any_rank(loop.log.stopped, interrupted())
             last = done == loop.steps or alarmed
+            if last:
+                progress.note(f"{phase.name}, step {done} of {loop.steps}: {in_short(figures, speed)}")
             evaluates = last or (phase.eval_every and done % phase.eval_every == 0)
             if evaluates or done % phase.checkpoint_every == 0 or stop:
                 check_weights(loop, done)
@@ -190,11 +192,11 @@ def sliced(loop: Loop, done: int) -> dict[str, Any]:
     return {"slices": loop.slices.taken()}
 
 
-def in_short(figures: dict[str, float], speed: dict[str, float]) -> str:
-    """What the progress line shows of a step."""
+def in_short(figures: Mapping[str, Any], speed: Mapping[str, float] | None = None) -> str:
+    """What people are shown at once of a step, or of an evaluation, which has no speed."""
     shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
     parts = [f"{word} {figures[name]:.3f}" for name, word in shown.items() if name in figures]
-    return ", ".join([*parts, f"{speed['pairs_per_second']:.1f} pairs/s"])
+    return ", ".join(parts if speed is None else [*parts, f"{speed['pairs_per_second']:.1f} pairs/s"])
 
 
 def recalled(state: dict[str, Any]) -> list[Tensor | None]:
@@ -279,7 +281,10 @@ def check_weights(loop: Loop, done: int) -> None:
     """The update of step `done`, before its weights are measured or kept: TrainError if it spoilt them."""
     mine = all(bool(parallel.local(parameter).isfinite().all()) for parameter in loop.policy.trained().values())
     if not all(parallel.gathered(mine)):
-        raise TrainError(f"{loop.phase.name}: step {done} made weights that are not finite. Lower learning_rate.")
+        raise TrainError(
+            f"{loop.phase.name}: step {done} made weights that are not finite. Begin anew with a lower learning_rate, "
+            "in another --out: a run goes on with its own options alone."
+        )
 
 
 def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> TrainError:
@@ -299,9 +304,11 @@ def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> Train
         table = {"step": at + 1, "what": what, "pairs": named, "batch": list(batch.values())}
         write_text_atomically(path, json.dumps(table, indent=1) + "\n")
     shown = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+    rounded = "" if loop.phase.dtype == "float32" else ', or dtype = "float32",'
     return TrainError(
         f"{loop.phase.name}: {what} of step {at + 1} is not finite; the weights are as before it. "
-        f'Pairs: {shown}; the whole batch stands in {path}. Try a lower learning_rate, or dtype = "float32".'
+        f"Pairs: {shown}; the whole batch stands in {path}. Begin anew with a lower "
+        f"learning_rate{rounded} in another --out: a run goes on with its own options alone."
     )
 
 
@@ -334,13 +341,16 @@ def evaluate_now(loop: Loop, step: int) -> None:
     else:
         result = {"pairs": len(logps), "loss": float(-logps.sum(dtype=np.float64) / examples.lengths().sum())}
     loop.log.write(step, {f"eval_{name}": value for name, value in result.items()})
+    loop.job.progress.note(f"{loop.phase.name}, step {step}, held out: {in_short(result)}")
 
 
 def sample_now(loop: Loop, step: int) -> None:
     """Let the model answer the prompts of `samples`, if there are any."""
     if loop.samples is not None:
-        loop.job.progress.update(f"{loop.phase.name}, samples at step {step}", 0, 1)
+        stage = f"{loop.phase.name}, samples at step {step}"
+        loop.job.progress.update(stage, 0, 1)
         loop.samples.take(loop.policy, step)
+        loop.job.progress.update(stage, 1, 1)
 
 
 @contextmanager

@@ -163,7 +163,11 @@ class Silent:
 
 @contextmanager
 def live_progress(console: Any) -> Iterator[Progress]:
-    """Progress as one live rich line a stage on `console`, or a line now and then if it is no terminal; and notes."""
+    """Progress as one live rich line a stage at work on `console`, or a line now and then if it is no terminal.
+
+    A finished stage makes room for others: a run evaluates many times. What it found is in the notes, which stay; where
+    there is no terminal each is one line.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
@@ -171,24 +175,26 @@ def live_progress(console: Any) -> Iterator[Progress]:
 
     lines = Lines(console)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
+    with Bars(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
 
         class Live:
             def update(self, stage: str, done: int, total: int, detail: str = "") -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, total=total, detail=detail)
-                bars.update(tasks[stage], completed=done, total=total, detail=detail)
+                shown = {task.description: task for task in bars.tasks}
+                for name, task in shown.items():
+                    if task.finished and name != stage:
+                        bars.remove_task(task.id)
+                here = shown[stage].id if stage in shown else bars.add_task(stage, total=total, detail=detail)
+                bars.update(here, completed=done, total=total, detail=detail)
                 lines.tell(f"{stage}: {done:,} of {total:,}{', ' * bool(detail)}{detail}")
 
             def note(self, text: str) -> None:
-                console.print(text, highlight=False)
+                console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
         yield Live()

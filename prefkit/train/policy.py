@@ -291,5 +291,6 @@ def check_fits(model: Any, tokenizer: Any, longest: int) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise TrainError(
-            f"the longest sequence has {longest} tokens, the model {positions} positions: lower max_length."
+            f"the longest sequence has {longest} tokens, the model {positions} positions: lower max_length to that "
+            "(prefkit evaluate: --max-length)."
         )

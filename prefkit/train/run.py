@@ -220,6 +220,7 @@ def run_phase(job: Job, number: int) -> None:
     optimizer = optimizers.make(now, phase.optimizer, **how)
     if state["step"]:
         checkpoint.restore(job.out / phase.name / "checkpoints", now, optimizer, moving)
+        job.progress.note(f"{phase.name} goes on after step {state['step']} of {steps}.")
     begun.write(job, phase.name, steps, made_from, now.device)
     loop = Loop(
         job=job,
@@ -297,7 +298,9 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
         "eval_before": evaluations[0] if evaluations else None,
         "eval_after": evaluations[-1] if evaluations else None,
     }
-    card = export.model_card(job.options, job.manifest.data_hash, {name: report}, __version__)
+    before = [phase.name for phase in job.options.phases[:number]]
+    reports = {phase: standing.read_report(job.out / phase / "phase.json") for phase in before} | {name: report}
+    card = export.model_card(job.options, job.manifest.data_hash, reports, __version__)
     target = job.out / "model" if last else job.out / name / "model"
     merge = loop.phase.lora is None or loop.phase.lora["merge"]
     export.export(loop.policy, job.tokenizer, target, card, merge=merge, weights=weights)

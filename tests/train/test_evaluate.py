@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.errors import DataError, TrainError
 from prefkit.train import evaluate, generate, intervals, run
+from prefkit.train.metrics import Silent
 from prefkit.train.render import render
 from tests.train.datasets_for_tests import pair, pipeline, toy_pairs, write_data_set
 
@@ -67,6 +68,15 @@ def test_agrees_with_the_evaluation_of_the_run(trained):
     after = run_result["phases"]["dpo"]["eval_after"]
     for name in ("loss", "rewards/accuracies", "rewards/margins", "logps/accuracies", "logps/accuracies_low"):
         assert result[name] == pytest.approx(after[f"eval_{name}"], abs=1e-5)
+
+
+def test_what_became_of_the_rows_is_said(trained, monkeypatch):
+    data, _, model, _, rows = trained
+    said, progress = [], Silent()
+    monkeypatch.setattr(progress, "note", said.append)
+    evaluate.evaluate(model, data=data, max_length=24, progress=progress)
+    [text] = said
+    assert text.startswith(f"{model}, test: ") and f" of {len(rows)} rows (" in text and " same after cut" in text
 
 
 def test_model_against_itself_is_a_coin(trained):

@@ -59,6 +59,32 @@ def test_progress_shows_notes_alone_where_there_is_no_terminal():
     assert "loss 0.5" in terminal.file.getvalue()
 
 
+def test_a_note_is_printed_as_it_is_and_in_a_log_on_one_line():
+    text = 'cut. Give some: prompts = ["…"], or [red]none[/red] ' + "and so on " * 20
+    console = Console(file=io.StringIO(), width=80)
+    with metrics.live_progress(console) as progress:
+        progress.note(text)
+    assert console.file.getvalue() == text + "\n"
+
+
+def last_seen(*updates):
+    """What a terminal shows last of these updates of progress."""
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with metrics.live_progress(terminal) as progress:
+        for update in updates:
+            progress.update(*update)
+    return [drawn for drawn in terminal.file.getvalue().split("\x1b[2K") if "━" in drawn][-1]
+
+
+def test_on_a_terminal_finished_stages_make_room_for_those_at_work():
+    evaluations = [(f"evaluation {step} [/]", 5, 5) for step in range(3)]
+    shown = last_seen(("dpo", 1, 3), *evaluations)
+    assert "1/3" in shown and "evaluation 2 [/]" in shown
+    assert "evaluation 0" not in shown and "evaluation 1" not in shown
+    shown = last_seen(("dpo", 1, 3), *evaluations, ("dpo", 2, 3))
+    assert "2/3" in shown and "evaluation" not in shown
+
+
 def test_a_log_gets_a_line_when_one_is_due(monkeypatch):
     monkeypatch.setattr(progress, "BETWEEN_LINES", 0)
     console = Console(file=io.StringIO())

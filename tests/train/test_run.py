@@ -89,6 +89,7 @@ def test_two_phases_end_in_a_better_model(data, tmp_path):
     card = (out / "model" / "README.md").read_text()
     assert run.shards.manifest_of(data).data_hash in card
     assert '"beta": 0.1' in card
+    assert "## Phase sft\n\n" in card and "## Phase dpo\n\n" in card
     assert "prefkit_tree" not in (out / "model" / "config.json").read_text()
 
 
@@ -105,17 +106,35 @@ def test_killed_at_any_step_and_resumed_is_bitwise_the_same(data, tmp_path, step
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+class Noting(Silent):
+    """Progress that keeps the notes."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+def test_a_run_says_what_its_evaluations_found_and_where_it_goes_on(data, tmp_path):
+    options, notes = {**DPO, "checkpoint_every": 1, "eval_every": 2, "max_steps": 3}, Noting()
+    with pytest.raises(Killed):
+        run.train(pipeline(data, options), data=data, out=tmp_path, progress=KillAt(2))
+    run.train(pipeline(data, options), data=data, out=tmp_path, resume=True, progress=notes)
+    told = [line for line in metrics.read(tmp_path) if "eval_loss" in line]
+    assert [line["step"] for line in told] == [0, 2, 3]
+    in_short = "loss {eval_loss:.3f}, accuracy {eval_rewards/accuracies:.3f}, margin {eval_rewards/margins:.3f}"
+    assert notes.said[-4] == "dpo goes on after step 1 of 3."
+    assert notes.said[-3] == f"dpo, step 2, held out: {in_short.format_map(told[1])}"
+    assert notes.said[-2].startswith(f"dpo, step 3 of 3: loss {losses(tmp_path)[-1]:.3f}, accuracy ")
+    assert notes.said[-1] == f"dpo, step 3, held out: {in_short.format_map(told[2])}"
+
+
 def test_evaluations_that_a_missing_test_split_prevents_are_said_once(tmp_path):
     write_data_set(tmp_path / "d", toy_pairs(6))
-    said = []
-
-    class Noting(Silent):
-        def note(self, text):
-            said.append(text)
-
-    phases = [SFT, {**DPO, "eval_every": 1, "max_steps": 2}]
-    run.train(pipeline(tmp_path, *phases), data=tmp_path / "d", out=tmp_path / "r", progress=Noting())
-    about = [text for text in said if "eval_every" in text]
+    phases, notes = [SFT, {**DPO, "eval_every": 1, "max_steps": 2}], Noting()
+    run.train(pipeline(tmp_path, *phases), data=tmp_path / "d", out=tmp_path / "r", progress=notes)
+    about = [text for text in notes.said if "eval_every" in text]
     assert about == ["dpo: eval_every = 1 has no effect, since there is no test split."]
 
 
@@ -263,8 +282,9 @@ def test_nan_names_the_pairs_and_spares_the_weights(data, tmp_path, monkeypatch)
     whole = loop.Policy.sequence_logps
     monkeypatch.setattr(loop.Policy, "sequence_logps", nan_at_third)
     out = tmp_path / "r"
-    with pytest.raises(TrainError, match=r"loss of step 3 is not finite.*Pairs: pair of What is"):
+    with pytest.raises(TrainError, match=r"loss of step 3 is not finite.*Pairs: pair of What is") as stopped:
         trained(data, out, {**DPO, "checkpoint_every": 1})
+    assert "lower learning_rate in another --out" in str(stopped.value), "it is float32 already"
     saved = json.loads((out / "dpo" / "not-finite.json").read_text())
     assert (saved["step"], saved["what"], len(saved["batch"])) == (3, "the loss", 6)
     assert set() < set(saved["pairs"]) < set(saved["batch"])
