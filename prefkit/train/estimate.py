@@ -42,7 +42,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prefkit.errors import PrefkitError, TrainError, one_line
+from prefkit.errors import TrainError, one_line
 from prefkit.manifest import Manifest
 from prefkit.train import attention, blocks, chat, experts, objective, policy, run, shards
 from prefkit.train.adapters import Lora
@@ -87,7 +87,7 @@ class Size(NamedTuple):
 def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflops: float) -> list[dict[str, Any]]:
     """`run.plan` with estimates; `tflops` is the speed that the hardware really reaches, in 10^12 FLOP/s.
 
-    Where model or tokenizer are out of reach, `estimate` says why there is none.
+    Where model or tokenizer are out of reach, `estimate` says why there is none. Wrong options are errors, as in training.
     """
     planned = run.plan(options, data, max_steps=max_steps)
     manifest = shards.manifest_of(data)
@@ -99,7 +99,7 @@ def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflo
                 how = objective.tokenising(phase, objective.of_phase(phase, losses), manifest.kind)
                 tokens = sample(folder, manifest, words, how)
                 entry |= estimate(size(options, phase, words), tokens, phase, entry, tflops)
-        except PrefkitError as error:
+        except TrainError as error:
             return [{**entry, "estimate": f"none, since {error}"} for entry in planned]
     return planned
 

@@ -171,6 +171,12 @@ def test_out_of_reach_is_said(data):
     assert entry["steps"] == 9
 
 
+def test_what_training_would_refuse_is_no_missing_estimate(data, tmp_path, capsys):
+    command = ["train", "demo", "--data", str(data), "--out", str(tmp_path / "r"), "--dry-run"]
+    assert main([*command, "--set", "model.config.hidden_sizes=64"]) == 2
+    assert 'llama has no "hidden_sizes". Did you mean "hidden_size"?' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", shipped_pipelines())
 def test_every_shipped_pipeline_with_phases_has_a_plan(name, data, tmp_path, capsys):
     table = load_pipeline(name).table
