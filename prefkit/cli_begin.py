@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from prefkit.arguments import command
 from prefkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from prefkit.pairs.inputs import RawFile
     from prefkit.pairs.recognise import Reading
 
 INIT_EXAMPLES = """examples:
@@ -24,6 +25,11 @@ INIT_EXAMPLES = """examples:
 
 At a terminal it asks for what is missing.
 """
+KINDS_OF_ROWS = {  # of sources for any table: what a row of each holds, and the columns that it must have
+    "ratings": ("an answer and its score", ("prompt", "response", "score")),
+    "pairs": ("a better and a worse answer", ("prompt", "chosen", "rejected")),
+    "unpaired": ("an answer that is good or bad", ("prompt", "completion", "label")),
+}
 DOCTOR_EXAMPLES = """examples:
   prefkit doctor
   prefkit doctor --json > doctor.json      to put into a report of a problem
@@ -82,7 +88,7 @@ def _init(given: argparse.Namespace) -> int:
     (files,) = inputs.name_files([inputs.expand(names, Path())])
     options = dict(map(_option, given.options))
     shown = ", ".join(urls.shown(name) if urls.is_url(name) else name for name in names)
-    reading = _recognised(lambda more: recognise.recognise(files, given.source, options | more), asks)
+    reading = _recognised(files, given.source, options, asks)
     print(f"{shown}: {len(files)} file{'s' * (len(files) != 1)}; {reading.summary}.")
     print(f"{reading.source}: {recognise.first_line(reading.source)}")
     if reading.options:
@@ -146,18 +152,26 @@ def _completion(given: argparse.Namespace) -> int:
     return 0
 
 
-def _recognised(recognise: Callable[[dict[str, Any]], Reading], asks: bool) -> Reading:
-    """The reading; where a column must be chosen, by asking for it."""
-    from prefkit.pairs.recognise import Unclear
+def _recognised(files: Sequence[RawFile], source: str | None, options: dict[str, Any], asks: bool) -> Reading:
+    """The reading; where a column must be chosen, or nothing is recognised, by asking."""
+    from prefkit.pairs.recognise import Unclear, Unread, recognise
 
-    chosen: dict[str, Any] = {}
     while True:
         try:
-            return recognise(chosen)
+            return recognise(files, source, options)
         except Unclear as unclear:
             if not asks:
                 raise
-            chosen[unclear.option] = _choose(f"Which column is the {unclear.option}?", unclear.choices)
+            options = options | {unclear.option: _choose(f"Which column is the {unclear.option}?", unclear.choices)}
+        except Unread as unread:
+            if not asks or source:
+                raise
+            print("No format is recognised by its columns, so please say what they are.")
+            kinds = [f"{name}: {what}" for name, (what, _) in KINDS_OF_ROWS.items()]
+            source = _choose("What is a row?", kinds).partition(":")[0]
+            for option in KINDS_OF_ROWS[source][1]:
+                if option not in options:
+                    options = options | {option: _choose(f"Which column is the {option}?", unread.columns)}
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -181,7 +195,7 @@ def _paths(names: Sequence[str], out: Path) -> list[str]:
 
 def _ask(question: str) -> str:
     try:
-        return input(f"{question}: ").strip()
+        return input(f"{question}{'' if question.endswith('?') else ':'} ").strip()
     except EOFError:
         return ""
 

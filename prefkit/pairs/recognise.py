@@ -75,12 +75,20 @@ class Unclear(UsageError):
         self.choices = choices
 
 
+class Unread(UsageError):
+    """Nothing reads the rows, which have these `columns`; a person may say what they are."""
+
+    def __init__(self, message: str, columns: Sequence[str]) -> None:
+        super().__init__(message)
+        self.columns = columns
+
+
 def recognise(files: Sequence[RawFile], source: str | None, options: Mapping[str, Any]) -> Reading:
     """The source of some files, from the first rows of the first ones; `source` and `options` are what is known.
 
     Options without a source name columns, which formats of known data sets have by definition; so these are not tried.
-    Raises UsageError where nothing reads the rows, or the files are of different formats; Unclear where a column must
-    be chosen.
+    Raises Unread where nothing reads the rows, Unclear where a column must be chosen, UsageError where the files are of
+    different formats.
     """
     readings = {file.name: of_rows(inputs.first_rows(file, ROWS), file, source, options) for file in files[:FILES]}
     first, *others = readings.items()
@@ -112,7 +120,7 @@ def of_rows(rows: Iterable[RawRow], file: RawFile, source: str | None, options: 
         if best is not None and best.used:
             return best
         fallen = best.reasons if best else "no columns of the usual names"
-    raise UsageError(_nothing(file, found, source, options, fallen))
+    raise _nothing(file, found, source, options, fallen)
 
 
 def _check_options(source: str | None, options: Mapping[str, Any]) -> None:
@@ -192,24 +200,28 @@ def _mappings(source: str, tables: Sequence[Mapping[str, Any]], given: Mapping[s
         yield {**mapping.options, **given}
 
 
-def _nothing(file: RawFile, columns: names.Columns, source: str | None, options: Mapping[str, Any], fallen: str) -> str:
+def _nothing(
+    file: RawFile, columns: names.Columns, source: str | None, options: Mapping[str, Any], fallen: str
+) -> UsageError:
     """What to say of rows that nothing reads: what they are, and which option decides."""
     known = [*columns.paths, *columns.inner_paths()]
     for option, name in options.items():
         if option in names.COLUMN_OPTIONS and name and name not in known:
-            return f'{file.shown}: no column "{name}", which --option {option} names.{did_you_mean(str(name), known)}'
+            mend = did_you_mean(str(name), known)
+            return UsageError(f'{file.shown}: no column "{name}", which --option {option} names.{mend}')
     if columns.paths == ["messages"]:
-        return (
+        return UsageError(
             f"{file.shown}: conversations alone, without a better and a worse answer. `prefkit adopt` takes them as "
             "they are, to fine-tune on."
         )
     why = f"its first rows do not read as {source} ({fallen})" if source else "no source reads its first rows"
-    return (
+    return Unread(
         f"{file.shown}: {why}. Its columns are {', '.join(columns.told()[:20])}. Say what they are: --source ratings "
         "with --option prompt=NAME --option response=NAME --option score=NAME (for a list of answers, --option "
         "completions=NAME as well, and response and score are names within it); or --source pairs with prompt, chosen "
         "and rejected; or --source unpaired with prompt, completion and label. For anything else, write a source: "
-        "docs/howto/extend.md."
+        "docs/howto/extend.md.",
+        columns.paths,
     )
 
 

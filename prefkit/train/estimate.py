@@ -87,7 +87,8 @@ class Size(NamedTuple):
 def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflops: float) -> list[dict[str, Any]]:
     """`run.plan` with estimates; `tflops` is the speed that the hardware really reaches, in 10^12 FLOP/s.
 
-    Where model or tokenizer are out of reach, `estimate` says why there is none. Wrong options are errors, as in training.
+    Where model or tokenizer are out of reach, `estimate` says why there is none. Wrong options are errors as in
+    training.
     """
     planned = run.plan(options, data, max_steps=max_steps)
     manifest = shards.manifest_of(data)

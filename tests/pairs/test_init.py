@@ -289,14 +289,13 @@ def test_a_signed_url_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "paths" not in text
 
 
-def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
-    """A real terminal: which file, which column, which recipe, which model."""
-    jsonl(tmp_path / "two.jsonl", [{"prompt": "a?", "answer": "b", "accuracy": 1, "relevance": 3}])
+def at_a_terminal(folder: Path, answers: str) -> tuple[int, str]:
+    """Exit code and output of `prefkit init` in a real terminal, where `answers` are typed."""
     own, child = pty.openpty()
     command = [sys.executable, "-m", "prefkit", "init"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdin=child, stdout=child, stderr=child)
+    process = subprocess.Popen(command, cwd=folder, stdin=child, stdout=child, stderr=child)
     os.close(child)
-    os.write(own, b"two.jsonl\nnonsense\n2\nlaptop\nmy/model\n")
+    os.write(own, answers.encode())
     said = b""
     while True:
         try:
@@ -305,9 +304,33 @@ def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
             break
         if not piece:
             break
-    assert process.wait() == 0, said.decode()
+    return process.wait(), said.decode()
+
+
+def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
+    """Which file, which column, which recipe, which model."""
+    jsonl(tmp_path / "two.jsonl", [{"prompt": "a?", "answer": "b", "accuracy": 1, "relevance": 3}])
+    code, said = at_a_terminal(tmp_path, "two.jsonl\nnonsense\n2\nlaptop\nmy/model\n")
+    assert code == 0, said
     table = tomllib.loads((tmp_path / "pipeline.toml").read_text())
     assert table["build"]["inputs"][0]["score"] == "relevance"
     assert table["model"] == {"path": "my/model"}
     assert table["train"][0]["name"] == "apo"
-    assert b"none of them" in said
+    assert "none of them" in said
+
+
+def test_at_a_terminal_it_asks_what_columns_of_other_names_are(tmp_path: Path) -> None:
+    rows = [{"Frage": f"{n}?", "Antwort": f"{n} {k}", "Punkte": k} for n in range(20) for k in range(2)]
+    jsonl(tmp_path / "fremd.jsonl", rows)
+    code, said = at_a_terminal(tmp_path, "fremd.jsonl\n1\n1\nAntwort\n3\n\n")
+    assert code == 0, said
+    inputs_entry = tomllib.loads((tmp_path / "pipeline.toml").read_text())["build"]["inputs"][0]
+    columns = {"prompt": "Frage", "response": "Antwort", "score": "Punkte"}
+    assert inputs_entry == {"use": "ratings", "paths": ["fremd.jsonl"], **columns}
+    assert build_pairs(tmp_path / "pipeline.toml", tmp_path / "out").rows("train") > 0
+
+
+def test_at_a_terminal_columns_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
+    jsonl(tmp_path / "fremd.jsonl", [{"Frage": "1?", "Antwort": "2", "Punkte": "viele"}])
+    code, said = at_a_terminal(tmp_path, "fremd.jsonl\n1\n1\n2\n3\n")
+    assert code == 2 and "do not read as ratings" in said, said
