@@ -47,6 +47,7 @@ ReferenceOf = Callable[[Bin], Tensor]
 
 # How far the loss of the first step may be from that of policy = reference, relative to it: rounding, no more.
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+ECHO = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -355,16 +356,20 @@ def sample_now(loop: Loop, step: int) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C or SIGTERM is only noted, so that the step can end; a second one interrupts at once."""
-    noted: list[int] = []
+    """Within, the first Ctrl-C or SIGTERM is only noted, so that the step can end; a second one interrupts at once.
+
+    What comes within ECHO seconds of the first is the first again: launchers (torchrun, timeout, schedulers) pass on to
+    their processes what these were sent already.
+    """
+    noted: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals reach the main thread alone
         return
 
     def note(number: int, _frame: object) -> None:
-        if noted:
+        if noted and time.monotonic() - noted[0] > ECHO:
             raise KeyboardInterrupt
-        noted.append(number)
+        noted.append(time.monotonic())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

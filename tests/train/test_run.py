@@ -508,6 +508,20 @@ def test_real_signals(data, tmp_path, number):
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
+def test_a_signal_that_is_passed_on_is_one_signal_and_a_later_one_another(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    with loop.interruptible() as interrupted:
+        assert not interrupted()
+        for number, second in ((signal.SIGINT, 5.0), (signal.SIGINT, 5.1), (signal.SIGTERM, 5.9)):
+            now[0] = second
+            signal.raise_signal(number)
+        assert interrupted()
+        now[0] = 7.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 0.1, 7])
 def test_schedules_are_those_of_transformers(schedule, warmup):
