@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prefkit.train import reward_bench
+
 REWARDS = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
 COMPARED = (
     "rewards/auc",
@@ -89,9 +91,12 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _sections(scores: dict[str, Any]) -> Table:
     table = _table(f"RewardBench sections, by {scores['accuracy']}", "", "score")
-    for name, score in scores.items():
-        if name != "accuracy":
-            table.add_row(name, f"{score:.3f}")
+    lacking = reward_bench.missing(scores)
+    for name in reward_bench.SECTIONS:
+        table.add_row(name, "no pairs" if name in lacking else f"{scores[name]:.3f}")
+    table.add_row(
+        "score" if not lacking else f"mean of {len(reward_bench.SECTIONS) - len(lacking)}", f"{scores['score']:.3f}"
+    )
     return table
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from prefkit import manifest
@@ -54,11 +53,7 @@ def as_data_set(file: Path, folder: Path) -> Manifest:
 
     DataError for a file that cannot be read, or a row that is not in the format.
     """
-    try:
-        read = pq.read_table if file.suffix == ".parquet" else pa_json.read_json
-        rows = read(file).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file}: neither Parquet nor JSONL that can be read ({one_line(error)}).") from error
+    rows = _rows(file)
     pairs = [_pair(row, f"{file}, row {number}") for number, row in enumerate(rows, start=1)]
     (folder / "data").mkdir(parents=True)
     path = folder / "data" / "test-00000-of-00001.parquet"
@@ -67,6 +62,25 @@ def as_data_set(file: Path, folder: Path) -> Manifest:
     made = Manifest(file.name, "", [], {}, {}, [], [], [shard])
     manifest.write_text_atomically(folder / manifest.FILE_NAME, manifest.dump(made))
     return made
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file; a column of JSONL may hold text in some and messages in others."""
+    try:
+        if file.suffix == ".parquet":
+            return list(pq.read_table(file).to_pylist())
+        lines = [line for line in file.read_text("utf-8").split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: neither Parquet nor JSONL that can be read ({one_line(error)}).") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{file}, row {number}: not JSON ({one_line(error)}).") from error
+        if not isinstance(rows[-1], dict):
+            raise DataError(f"{file}, row {number}: not an object with columns.")
+    return rows
 
 
 def _pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -98,6 +112,11 @@ def _messages(value: object, role: str, where: str) -> list[dict[str, str]]:
 
 
 MESSAGE = {"role", "content"}
+
+
+def missing(scores: Mapping[str, Any]) -> list[str]:
+    """The sections of which no subset was there; the score is the mean of the others."""
+    return [section for section in SECTIONS if section not in scores]
 
 
 def sections(by_source: Mapping[str, Mapping[str, Any]], accuracy: str) -> dict[str, float] | None:

@@ -124,12 +124,22 @@ def test_sections_are_weighted_as_rewardbench_does():
     assert reward_bench.sections({"ultrachat": {"pairs": 1, "x": 1.0}}, "x") is None
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet", "messages"])
+def test_sections_that_a_file_has_nothing_of_are_said(trained, tmp_path):
+    _, start, model = trained
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in bench_rows()[:11]))
+    result = evaluate.evaluate(model, data=path, reference_model=start)
+    render(result, console := Console(file=io.StringIO(), width=200))
+    assert console.file.getvalue().count("no pairs") == 2 and "mean of 2" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "messages", "mixed"])
 def test_a_benchmark_file_is_evaluated_whole(trained, tmp_path, form):
     _, start, model = trained
     rows = bench_rows()
-    if form == "messages":
-        rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    if form in ("messages", "mixed"):
+        every = 2 if form == "mixed" else 1
+        rows[::every] = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows[::every]]
     path = tmp_path / f"bench.{'parquet' if form == 'parquet' else 'jsonl'}"
     if form == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -151,7 +161,11 @@ def test_rows_of_another_format_are_named(tmp_path, answer):
     path.write_text(json.dumps({"prompt": "Hi", "chosen": answer, "rejected": "No.", "subset": "x"}) + "\n")
     with pytest.raises(DataError, match=r"bench\.jsonl, row 1: chosen is neither text nor messages"):
         reward_bench.as_data_set(path, tmp_path / "d")
-    path.write_text("[")
+    for text, words in (("[", "row 1: not JSON"), ("\n7\n", "row 1: not an object")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            reward_bench.as_data_set(path, tmp_path / "e")
+    path.write_bytes(b"\xff")
     with pytest.raises(DataError, match="neither Parquet nor JSONL"):
         reward_bench.as_data_set(path, tmp_path / "e")
 
