@@ -9,6 +9,7 @@ from prefkit.errors import DataError
 from prefkit.pairs.parts import RawFile
 
 HEAD = 64  # bytes
+FEWEST = 4  # letters by which text in units of several bytes is known
 BINARY = {
     b"\x1f\x8b\x08": "compressed by gzip; its name should end in .gz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; its name should end in .zst",
@@ -55,4 +56,4 @@ def _encoding(head: bytes) -> str | None:
 
 def _is_wide(head: bytes, width: int, at: int) -> bool:
     letters = head[at::width]
-    return len(letters) > 1 and all(letters) and head.count(0) == len(head) - len(letters)
+    return len(letters) >= FEWEST and letters.isascii() and all(letters) and head.count(0) == len(head) - len(letters)
