@@ -1,5 +1,7 @@
 // What is open: a pair with its flags, or a reject; and its history.
 
+let itemsAsked = 0; // items that were asked for; only the last of them is shown, so that none takes the place of a form in use
+
 async function item(now) {
   const row = now.get("row");
   byId("none").hidden = row !== null;
@@ -10,8 +12,9 @@ async function item(now) {
   if (open && open.kind === table(now) && String(open.row) === row) return;
   historyShown = noting = false;
   const kind = table(now);
+  const mine = ++itemsAsked;
   const found = await ask(kind.slice(0, -1), new URLSearchParams({ row }));
-  if (state().get("row") !== row || table() !== kind) return; // something else was opened meanwhile
+  if (mine !== itemsAsked || state().get("row") !== row || table() !== kind) return; // something else was opened meanwhile
   open = { ...found, kind };
   say(null);
   show();
