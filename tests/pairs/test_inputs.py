@@ -189,6 +189,7 @@ def test_text_in_another_encoding_is_refused_as_a_whole(tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("content", "words"),
     [(gzip.compress(b"{}"), r"end in .gz"), (zstandard.compress(b"{}"), r"end in .zst"), (b"PAR1", "Parquet")],
+    ids=["gzip", "zstandard", "Parquet"],
 )
 def test_a_file_of_another_kind_than_its_name_says_is_refused_as_a_whole(
     tmp_path: Path, content: bytes, words: str
