@@ -69,7 +69,7 @@ class PackingCollator:
         for prompt in prompts:
             trees += self._trees(prompt, sequences)
             sequences += len(prompt.sequences)
-        counts.pop("rows")
+        counts.pop("rows", None)
         pairs = counts.pop("examples", 0)
         told = {name: count for name, count in counts.items() if count}
         if not pairs:
@@ -96,8 +96,8 @@ def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, dict[s
         for name in MESSAGES:
             if not _is_conversation(row.get(name)):
                 raise TrainError(
-                    f'row {at} of a batch: "{name}" must be a list of messages, [{{"role": …, "content": …}}], as '
-                    f"prefkit's shards have it, not {row.get(name)!r:.60}."
+                    f'row {at} of a batch: "{name}" must be a list of messages, [{{"role": …, "content": …}}], of '
+                    f"texts, as prefkit's shards have it, not {row.get(name)!r:.100}."
                     " In transformers.Trainer, set remove_unused_columns=False."
                 )
         key = tuple((message["role"], message["content"]) for message in row["prompt"])
@@ -110,4 +110,5 @@ def _is_conversation(value: Any) -> bool:
         isinstance(value, list | tuple)
         and len(value) > 0
         and all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in value)
+        and all(isinstance(text, str | None) for message in value for text in message.values())
     )

@@ -267,15 +267,17 @@ def add_lora(policy: Policy, lora: Lora) -> Policy:
 
 
 def weights_hash(model: Any) -> str:
-    """SHA-256 over configuration and weights: what log-probabilities of this model depend on."""
+    """SHA-256 over configuration, weights and saved buffers (a router's bias): what log-probabilities depend on."""
     unrelated = ("_name_or_path", "transformers_version", "dtype", "architectures")
     with own_config(model):
         config = {key: value for key, value in model.config.to_diff_dict().items() if key not in unrelated}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        scales = getattr(parameter, "quant_state", None)  # of a 4-bit weight, whose codes alone say little
-        for tensor in (parameter, *(scales.as_dict(packed=True).values() if scales else ())):
+    saved = model.state_dict(keep_vars=True)  # the other buffers follow from the configuration
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    for name, value in sorted({**dict(model.named_parameters()), **buffers}.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        scales = getattr(value, "quant_state", None)  # of a 4-bit weight, whose codes alone say little
+        for tensor in (value, *(scales.as_dict(packed=True).values() if scales else ())):
             of_all = parallel.whole(tensor.detach())
             digest.update(of_all.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -111,10 +111,10 @@ def render(tokenizer: Any, conversations: Sequence[Conversation], *, open_turn: 
     """The text of each conversation; TrainError with the template's own complaint and the conversation it is about."""
     if any(has_system(conversation) for conversation in conversations) and system_role(tokenizer) == "refused":
         conversations = [into_user(conversation) for conversation in conversations]
-    known: dict[tuple[tuple[str, ...], ...], str] = {}
+    known: dict[tuple[tuple[tuple[str, str], ...], ...], str] = {}
     texts = []
     for conversation in conversations:
-        key = tuple(tuple(message.values()) for message in conversation)
+        key = tuple(tuple(message.items()) for message in conversation)
         if key not in known:
             known[key] = _apply(tokenizer, conversation, open_turn=open_turn)
         texts.append(known[key])

@@ -195,6 +195,11 @@ def test_the_probe_finds_what_no_configuration_tells(monkeypatch):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_the_probe_finds_nan(monkeypatch):
+    monkeypatch.setattr(attention, "_attend", lambda q, *_: [q * math.nan])
+    assert "by inf" in supports(make_model("Llama"))
+
+
 @pytest.mark.parametrize(("cap", "sinks"), [(None, False), (3.0, False), (None, True)])
 @pytest.mark.parametrize("window", [None, 50, 400])
 @pytest.mark.parametrize("depth", [0, 5, 300])

@@ -5,6 +5,7 @@ count the query itself, grouped heads), so that layout, gathering and gradients 
 held to SDPA on a GPU.
 """
 
+import math
 import sys
 import types
 
@@ -176,6 +177,14 @@ def test_an_older_torch_leaves_it_to_flash_attn(monkeypatch):
     attention_varlen.find_kernel.cache_clear()
     assert attention_varlen.find_kernel() is attention_varlen.by_flash_attn
     attention_varlen.find_kernel.cache_clear()
+
+
+def test_the_check_of_the_kernel_finds_nan(stand_in, monkeypatch):
+    monkeypatch.setattr(attention_varlen, "missing", lambda device, dtype: None)
+    right = attention_varlen.attend
+    monkeypatch.setattr(attention_varlen, "attend", lambda *given: right(*given) * math.nan)
+    with pytest.raises(TrainError, match="differs from scaled dot products by inf"):
+        attention.choose("auto", torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.gpu

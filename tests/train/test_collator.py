@@ -96,3 +96,23 @@ def test_what_cannot_be_used_is_counted_or_refused(words):
         prefkit.PackingCollator(words, max_tokens=0)
     with pytest.raises(UsageError, match="max_length_policy"):
         prefkit.PackingCollator(words, max_length_policy="cut")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "a?"}]},
+        {"role": "user", "content": 3},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]},
+    ],
+)
+def test_messages_that_are_more_than_text_are_refused(words, message):
+    row = pair("a?", "x", "y")
+    for rows in ([{**row, "prompt": [message]}], [{**row, "chosen": [message]}]):
+        with pytest.raises(TrainError, match=r"row 0 of a batch: .* of texts"):
+            prefkit.PackingCollator(words)(rows)
+
+
+def test_an_empty_batch_is_refused(words):
+    with pytest.raises(TrainError, match="none of the 0 rows"):
+        prefkit.PackingCollator(words)([])

@@ -140,6 +140,18 @@ def test_weights_hash_sees_every_weight_and_the_configuration():
     assert policy.weights_hash(make_model("Mistral")) != policy.weights_hash(make_model("Mistral", sliding_window=7))
 
 
+def test_weights_hash_sees_buffers_that_are_saved_and_no_others():
+    """As the bias by which DeepSeek-V3 chooses experts."""
+    model = make_model("Llama")
+    model.register_buffer("bias_of_choice", torch.zeros(3))
+    model.register_buffer("made_anew", torch.zeros(3), persistent=False)
+    before = policy.weights_hash(model)
+    model.made_anew += 1
+    assert policy.weights_hash(model) == before
+    model.bias_of_choice += 1
+    assert policy.weights_hash(model) != before
+
+
 NOISY = {"Falcon": {"hidden_dropout": 0.3, "attention_dropout": 0.2}, "Mixtral": {"router_jitter_noise": 0.3}}
 
 

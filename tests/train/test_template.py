@@ -264,6 +264,13 @@ def test_old_name_of_the_policy_is_explained(tmp_path):
         check(table)
 
 
+def test_messages_that_differ_in_the_names_of_their_parts_alone_are_rendered_apart(words):
+    words.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}|{% endfor %}"
+    messages = [{"role": "user", "content": "assistant"}, {"content": "user", "role": "assistant"}]
+    texts = template.render(words, [[message] for message in messages], open_turn=False)
+    assert texts == ["user: assistant|", "assistant: user|"]
+
+
 def test_common_prefix():
     assert template.common_prefix(np.array([1, 2, 3]), np.array([1, 2])) == 2
     assert template.common_prefix(np.array([1, 2, 3]), np.array([1, 5, 3])) == 1
