@@ -27,14 +27,17 @@ entries.
 Cost: O(total tokens) of memcmp-speed sorting and comparison in numpy, plus some 10 microseconds of Python a sequence.
 `tests/benchmarks/train.py --case packing` measures about 20M tokens/s for trees of four long completions.
 
-A tree that is larger than a bin is split along its pairs. `prefkit.train.fill` says which trees share a bin.
+A tree that is larger than a bin is split along its pairs, for some microseconds a pair and part. `prefkit.train.fill`
+says which trees share a bin.
 
 Shape suffixes: T tokens, S segments, C entries, Q sequences, E (entry, sequence) incidences, P pairs.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -214,28 +217,66 @@ def split_tree(
 
 
 def _split(sequences: Seq[Sequence], groups: list[list[int]], names: list[str], max_tokens: int) -> list[list[int]]:
-    """Deal `groups` of sequences, by index, to parts whose trie has at most `max_tokens` tokens."""
+    """Deal `groups` of sequences, by index, to parts whose trie has at most `max_tokens` tokens.
+
+    A sequence adds to a trie its tokens after the longest LCP with one that is there, and that is one of its neighbours
+    in sorted order. So a part is known by the ranks of its sequences among all, in order, and by its size.
+    """
+    tokens, order, prefix = _sorted_with_lcp(sequences)
+    rank_Q = np.argsort(order).tolist()
+    common = _lcp_of_any(list(map(len, tokens)), prefix)
+
+    def growth(inside: list[int], ranks: list[int]) -> int:
+        """Tokens that the sequences of `ranks` add to the trie of those `inside`."""
+        total = 0
+        for at, rank in enumerate(ranks):
+            place = bisect.bisect_left(inside, rank)
+            near = [*inside[max(place - 1, 0) : place + 1], *ranks[max(at - 1, 0) : at]]
+            total += len(tokens[rank]) - max((common(other, rank) for other in near), default=0)
+        return total
+
     parts: list[list[int]] = []
-    members: list[set[int]] = []
+    members: list[list[int]] = []
     sizes: list[int] = []
     for g, group in enumerate(groups):
-        grown = [tree_size([sequences[q] for q in {*group, *inside}]) for inside in members]
-        fitting = [i for i, size in enumerate(grown) if size <= max_tokens]
+        ranks = sorted({rank_Q[q] for q in group})
+        grown = [growth(inside, ranks) for inside in members]
+        fitting = [i for i, more in enumerate(grown) if sizes[i] + more <= max_tokens]
         if fitting:
-            best = min(fitting, key=lambda i: grown[i] - sizes[i])
+            best = min(fitting, key=grown.__getitem__)
             parts[best].append(g)
-            members[best].update(group)
-            sizes[best] = grown[best]
+            sizes[best] += grown[best]
+            for rank in ranks:
+                bisect.insort(members[best], rank)
             continue
-        size = tree_size([sequences[q] for q in group])
+        size = growth([], ranks)
         if size > max_tokens:
             raise TrainError(
                 f"{names[g]} has {size} tokens, more than max_tokens = {max_tokens}: raise that, or lower max_length."
             )
         parts.append([g])
-        members.append(set(group))
+        members.append(ranks)
         sizes.append(size)
     return parts
+
+
+def _lcp_of_any(lengths: list[int], prefix: list[int]) -> Callable[[int, int], int]:
+    """The LCP of any two sorted sequences, by rank: the least of the LCPs of neighbours between them.
+
+    `rows[k][i]` is the least of the 2 ** k values from i on, and two such runs cover any range.
+    """
+    rows = [prefix]
+    while 2 * (half := 1 << len(rows) - 1) <= len(prefix):
+        rows.append(np.minimum(rows[-1][:-half], rows[-1][half:]).tolist())
+
+    def common(one: int, other: int) -> int:
+        low, high = min(one, other), max(one, other)
+        if low == high:
+            return lengths[low]
+        level = (high - low).bit_length() - 1
+        return min(rows[level][low + 1], rows[level][high + 1 - (1 << level)])
+
+    return common
 
 
 @dataclass(frozen=True)

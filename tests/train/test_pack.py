@@ -106,6 +106,36 @@ def test_split_keeps_every_pair_and_lone_sequence(sequences, slack):
         check_bin(collate([tree]), [sequences[q - 100] for q in tree.sequence_rows_Q])
 
 
+def split_by_definition(sequences, pairs, limit):
+    """Each pair to the part that it enlarges least, with every trie built anew; lone sequences after the pairs."""
+    size = lambda members: len(prefixes([sequences[q] for q in members]))  # noqa: E731
+    parts = []
+    lone = set(range(len(sequences))) - {q for pair in pairs for q in pair}
+    for group in [*map(set, pairs), *({q} for q in sorted(lone))]:
+        fitting = [part for part in parts if size(part | group) <= limit]
+        if fitting:
+            min(fitting, key=lambda part: size(part | group) - size(part)).update(group)
+        else:
+            parts.append(group)
+    return [sorted(part) for part in parts]
+
+
+@given(st.lists(sequence_lists(), min_size=1, max_size=4), st.data(), st.integers(0, 20))
+def test_split_goes_by_what_a_pair_adds_to_a_part(lists, data, slack):
+    sequences = list(itertools.chain(*lists))
+    index = st.integers(0, len(sequences) - 1)
+    pairs = data.draw(st.lists(st.tuples(index, index), max_size=12))
+    limit = slack + max(
+        tree_size([sequences[q] for q in group]) for group in [*pairs, *([q] for q in range(len(sequences)))]
+    )
+    rows = range(len(sequences))
+    trees = split_tree(sequences, pairs, pair_rows=range(len(pairs)), sequence_rows=rows, max_tokens=limit)
+    whole = tree_size(sequences) <= limit
+    assert [tree.sequence_rows_Q.tolist() for tree in trees] == (
+        [list(rows)] if whole else split_by_definition(sequences, pairs, limit)
+    )
+
+
 def test_split_repeats_the_prompt_and_puts_pairs_that_share_a_side_together():
     prompt = list(range(10, 20))
     sequences = [sequence([*prompt, *[c] * 10], 10) for c in range(4)]
