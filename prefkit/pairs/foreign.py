@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import shlex
 from pathlib import PurePath
 
 from prefkit.errors import DataError
-from prefkit.pairs.parts import RawFile
+from prefkit.pairs.parts import COMPRESSIONS, RawFile, cut_short, open_text
 
 HEAD = 64  # bytes
 FEWEST = 4  # letters by which text in units of several bytes is known
@@ -29,23 +30,34 @@ WIDE = (("UTF-16LE", 2, 0), ("UTF-16BE", 2, 1), ("UTF-32LE", 4, 0), ("UTF-32BE",
 
 
 def refuse(file: RawFile) -> None:
-    """DataError where a file that is to be read as text is something else.
+    """DataError where a file that is to be read as text is something else; of a compressed one the text is looked at.
 
-    Compressed ones are not looked into, nor those on a server, which would be asked once more for each.
+    Those on a server are not, since it would be asked once more for each.
     """
-    if file.is_remote or file.compression or file.has_suffix(".parquet"):
+    if file.is_remote or file.has_suffix(".parquet"):
         return
-    with open(file.path, "rb") as stream:
-        head = stream.read(HEAD)
-    for magic, what in BINARY.items():
-        if head.startswith(magic):
-            raise DataError(f"{file.shown}: it is {what}.")
+    with open_text(file) as stream:
+        try:
+            head = stream.read(HEAD)
+        except OSError as error:
+            raise cut_short(file, error) from error
+    what = next((what for magic, what in BINARY.items() if head.startswith(magic)), None)
+    if what and not file.compression:
+        raise DataError(f"{file.shown}: it is {what}.")
     if encoding := _encoding(head):
-        name = PurePath(file.shown).name
         raise DataError(
             f"{file.shown}: it is text in {encoding}, and rows are read as UTF-8. Convert it: "
-            f"iconv -f {encoding} -t UTF-8 {name} > utf8-{name}"
+            f"{conversion(PurePath(file.shown).name, encoding, file.compression)}"
         )
+
+
+def conversion(name: str, encoding: str, compression: str) -> str:
+    """The shell command that writes a file again in UTF-8, beside itself."""
+    source, target = shlex.quote(name), shlex.quote(f"utf8-{name}")
+    if not compression:
+        return f"iconv -f {encoding} -t UTF-8 {source} > {target}"
+    tool = COMPRESSIONS[compression]
+    return f"{tool} -dc {source} | iconv -f {encoding} -t UTF-8 | {tool} > {target}"
 
 
 def _encoding(head: bytes) -> str | None:

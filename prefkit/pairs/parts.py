@@ -151,7 +151,7 @@ def _line_rows(part: Part) -> Iterator[RawRow]:
                     yield RawRow(number, line, None, problem)
                 number += 1
     except OSError as error:
-        raise _cut_short(part.file, error) from error
+        raise cut_short(part.file, error) from error
 
 
 def _skip_line(stream: io.BufferedReader) -> int:
@@ -164,7 +164,8 @@ def _skip_line(stream: io.BufferedReader) -> int:
     return skipped
 
 
-def _cut_short(file: RawFile, error: Exception) -> DataError:
+def cut_short(file: RawFile, error: Exception) -> DataError:
+    """What to say where reading a file fails after it was opened."""
     return DataError(f"{file.shown}: cannot be read to its end ({error}). Is the file complete?")
 
 
@@ -183,7 +184,7 @@ def _array_rows(part: Part) -> Iterator[RawRow]:
                 if text := item.strip():
                     yield RawRow(number, text, None)
     except (OSError, EOFError) as error:
-        raise _cut_short(part.file, error) from error
+        raise cut_short(part.file, error) from error
     except ValueError as error:
         raise not_an_array(part.file, error) from error
 
@@ -220,7 +221,7 @@ def _csv_rows(part: Part) -> Iterator[RawRow]:
                     number += 1
                 taken.clear()
     except OSError as error:
-        raise _cut_short(part.file, error) from error
+        raise cut_short(part.file, error) from error
     except csv.Error as error:
         raise DataError(f"{part.file.shown}: its header cannot be read as CSV ({error}).") from error
 

@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,14 +178,35 @@ def test_headers_that_cannot_be(tmp_path: Path, content: bytes, words: str) -> N
         raw_rows(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "it's all.csv"])
 @pytest.mark.parametrize("encoding", ["UTF-16", "UTF-16LE", "UTF-16BE", "UTF-32", "UTF-32LE", "UTF-32BE"])
-def test_text_in_another_encoding_is_refused_as_a_whole(tmp_path: Path, name: str, encoding: str) -> None:
-    (tmp_path / name).write_bytes('{"prompt": "ein", "response": "größer 漢"}\n'.encode(encoding))
-    with pytest.raises(DataError, match=f"text in {encoding}, .* iconv -f {encoding} -t UTF-8 {name} "):
-        raw_rows(tmp_path / name)
+def test_text_in_another_encoding_is_refused_as_a_whole_and_the_command_mends_it(
+    tmp_path: Path, name: str, encoding: str, compression: str
+) -> None:
+    line = '{"prompt": "ein", "response": "größer 漢"}\n'
+    path = tmp_path / f"{name}{compression}"
+    path.write_bytes(COMPRESS[compression](line.encode(encoding)))
     with pytest.raises(DataError, match=f"text in {encoding}, "):
-        inputs.first_rows(RawFile(str(tmp_path / name), name), 1)
+        inputs.first_rows(RawFile(str(path), name), 1)
+    with pytest.raises(DataError, match=f"text in {encoding}, ") as refused:
+        raw_rows(path)
+    command = str(refused.value).partition("Convert it: ")[2]
+    assert f"iconv -f {encoding} -t UTF-8 " in command
+    tools = {"iconv", {"": "iconv", ".gz": "gzip", ".zst": "zstd"}[compression]}
+    if all(map(shutil.which, tools)):
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+        with parts.open_text(RawFile(str(tmp_path / f"utf8-{path.name}"), name)) as converted:
+            assert converted.read().decode("utf-8-sig") == line
+
+
+def test_a_compressed_file_that_ends_too_early_is_said_to_be_incomplete(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(os.urandom(1000))[:500])
+    with pytest.raises(DataError, match=r"cannot be read to its end .* Is the file complete?"):
+        raw_rows(tmp_path / "a.jsonl.gz")
 
 
 @pytest.mark.parametrize(
