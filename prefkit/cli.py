@@ -7,6 +7,8 @@ Nothing heavy is imported before a command is chosen, so that `--help` answers a
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ prefkit COMMAND --help tells more, with examples.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    atexit.register(gc.freeze)  # the interpreter ends without a last look through all objects: some 0.15 s
     parser = make_parser()
     given, left = parser.parse_known_args(arguments)
     if given.command == "build-pairs" and not any(argument.startswith("-") for argument in left):

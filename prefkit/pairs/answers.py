@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from prefkit.pairs import tables
 from prefkit.pairs.bucket import Bucket
-from prefkit.pairs.dedupe import look_up
 from prefkit.pairs.read import prompt_texts
 from prefkit.pairs.text import canonical, digest
 from prefkit.pairs.unite import Sketches, Sketching, sets_of, sketch_texts
@@ -62,18 +62,17 @@ def sketch_answers(folder: Path, sets: Path, rows: Bucket, files: Sequence[str],
 
 def fallen(bucket: int, twins: Twins, files: Sequence[str]) -> pl.DataFrame:
     """The answers of a bucket that repeat an earlier one: `at` (their place in it), reason and detail."""
-    members, heads, earlier, similarity = (
-        np.load(twins.clusters / f"{name}.npy") for name in ("members", "representative", "twin", "similarity")
-    )
+    names = ("members", "representative", "twin_ids", "twin_origins", "similarity")
+    members, heads, ids, origins, similarity = (tables.array(twins.clusters / f"{name}.npy") for name in names)
     first = sum(twins.counts[:bucket])
-    mine = (members >= first) & (members < first + twins.counts[bucket]) & (members != heads)
-    where = look_up(earlier[mine], "origins", twins.sketches, twins.counts)
-    ids = [look_up(numbers, "ids", twins.sketches, twins.counts) for numbers in (members[mine], earlier[mine])]
-    equal = (ids[0] == ids[1]).all(axis=1)
+    begin, end = np.searchsorted(members, [first, first + twins.counts[bucket]])
+    mine = begin + np.flatnonzero(members[begin:end] != heads[begin:end])
+    places = members[mine] - first
+    equal = (tables.array(twins.sketches[bucket] / "ids.npy")[places] == ids[mine]).all(axis=1)
     details = [
         f"{files[file]}, row {row} " + ("has the same text" if same else f"shares {share:.1%} of its n-grams")
-        for (file, row), same, share in zip(where.tolist(), equal, similarity[mine], strict=True)
+        for (file, row), same, share in zip(origins[mine].tolist(), equal, similarity[mine], strict=True)
     ]
     reasons = np.where(equal, "exact_duplicate", "near_duplicate").tolist()
-    columns = {"at": members[mine] - first, "reason": reasons, "detail": details}
+    columns = {"at": places, "reason": reasons, "detail": details}
     return pl.DataFrame(columns, {"at": pl.Int64, "reason": pl.String, "detail": pl.String})

@@ -218,8 +218,9 @@ def clusters(folder: Path, edges: Sequence[Path], buckets: Sequence[Path], count
     """members.npy, the ascending numbers of all prompts that have a near-duplicate, and of each its representative.npy
     (the first of its cluster in input order), twin.npy (the earliest it was found similar to) and similarity.npy.
 
-    A representative is its own twin. joined.npy [joints, 2] are the representatives of clusters that hold several old
-    ones, with that of each of these.
+    A representative is its own twin. What later steps say of these two is looked up here once, not by every bucket
+    again: representative_ids.npy, twin_ids.npy and twin_origins.npy, each [members, 2]. joined.npy [joints, 2] are the
+    representatives of clusters that hold several old ones, with that of each of these.
     """
     ends = np.concatenate([np.empty((0, 2), np.int64), *(np.load(task / "edges.npy") for task in edges)])
     weights = np.concatenate([np.empty(0, np.float32), *(np.load(task / "similarity.npy") for task in edges)])
@@ -245,15 +246,19 @@ def clusters(folder: Path, edges: Sequence[Path], buckets: Sequence[Path], count
     np.save(folder / "representative.npy", representative)
     np.save(folder / "twin.npy", members[twin])
     np.save(folder / "similarity.npy", similarity)
+    np.save(folder / "representative_ids.npy", look_up(representative, "ids", buckets, counts))
+    np.save(folder / "twin_ids.npy", look_up(members[twin], "ids", buckets, counts))
+    np.save(folder / "twin_origins.npy", look_up(members[twin], "origins", buckets, counts))
 
 
 def look_up(prompts: minhash.I64, name: str, buckets: Sequence[Path], counts: Sequence[int]) -> npt.NDArray[Any]:
     """The rows of an array of the buckets that belong to some prompts, given by their numbers."""
     bases = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    owners = np.searchsorted(bases, prompts, side="right") - 1
+    order = np.argsort(prompts, kind="stable")
+    cuts = np.searchsorted(prompts[order], bases)
     first = mapped(buckets[0], name)
     result = np.zeros((len(prompts), *first.shape[1:]), first.dtype)
-    for owner in np.unique(owners):
-        values = mapped(buckets[owner], name)
-        result[owners == owner] = values[prompts[owners == owner] - bases[owner]]
+    for bucket, base, mine in zip(buckets, bases, map(slice, cuts, cuts[1:]), strict=False):
+        if mine.start < mine.stop:
+            result[order[mine]] = mapped(bucket, name)[prompts[order[mine]] - base]
     return result

@@ -32,18 +32,19 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from prefkit.errors import DataError, UsageError
 from prefkit.pairs import software
 from prefkit.pairs.engines import InThisProcess, LocalPool
 
 IN_FLIGHT = 1024
-TASKS_AHEAD = 64
 WAIT_SECONDS = 0.5
 UNFLUSHED_SECONDS = 60
 UNFLUSHED = "unflushed"  # the file in a task's folder that says so
 PATIENCE_SECONDS = 30.0  # until a folder that another machine made must be seen here
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -143,20 +144,20 @@ def _see(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def ahead(tasks: Iterable[Task]) -> Iterator[Task]:
-    """The same tasks, found by a thread before they are asked for: work on while the worker processes start."""
-    source = iter(tasks)
+def ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The same items, up to `count` of them made by a thread before they are asked for; none may be None."""
+    source = iter(items)
     with ThreadPoolExecutor(1) as thread:
-        coming = deque(thread.submit(next, source, None) for _ in range(TASKS_AHEAD))
+        coming = deque(thread.submit(next, source, None) for _ in range(count))
         try:
-            while (task := _result(coming.popleft())) is not None:
+            while (item := _result(coming.popleft())) is not None:
                 coming.append(thread.submit(next, source, None))
-                yield task
+                yield item
         finally:
             thread.shutdown(cancel_futures=True)
 
 
-def _result(future: Future[Task | None]) -> Task | None:
+def _result(future: Future[Item]) -> Item:
     while not wait([future], WAIT_SECONDS).done:
         pass
     return future.result()

@@ -210,17 +210,16 @@ def _neighbours(bucket: int, among: Neighbours) -> pl.DataFrame:
     first = sum(among.counts[:bucket])
     arrays = {name: tables.array(among.clusters / f"{name}.npy") for name in CLUSTER_ARRAYS}
     mine = slice(*np.searchsorted(arrays["members"], [first, first + len(ids)]))
-    members, heads, twins, similarity = (np.asarray(array[mine]) for array in arrays.values())
-    where = look_up(twins, "origins", among.buckets, among.counts)
+    members, heads, head_ids, origins, similarity = (np.asarray(array[mine]) for array in arrays.values())
     own = hexadecimal(ids)
     found = pl.DataFrame(
         {
             "prompt_id": [own[number] for number in members - first],
-            "cluster_id": hexadecimal(look_up(heads, "ids", among.buckets, among.counts)),
+            "cluster_id": hexadecimal(head_ids),
             "is_first": heads == members,
             "torn": np.isin(heads, _torn(among)),
             "similarity": similarity,
-            "twin": [f"{among.files[part]}, row {row}" for part, row in where.tolist()],
+            "twin": [f"{among.files[part]}, row {row}" for part, row in origins.tolist()],
         },
         schema_overrides={"prompt_id": pl.String, "cluster_id": pl.String, "twin": pl.String},
     )
@@ -240,7 +239,7 @@ def _torn(among: Neighbours) -> npt.NDArray[np.int64]:
     return torn
 
 
-CLUSTER_ARRAYS = ("members", "representative", "twin", "similarity")
+CLUSTER_ARRAYS = ("members", "representative", "representative_ids", "twin_origins", "similarity")
 
 
 def _drop_near(

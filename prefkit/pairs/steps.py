@@ -28,6 +28,7 @@ from prefkit.pairs.unite import TEXT_RULES, unite_bucket
 from prefkit.resolve import Call
 
 BUCKET_BYTES = 64 << 20
+PARTS_AHEAD = 64  # found while the worker processes start, and while they are busy
 
 
 class Source:
@@ -80,7 +81,7 @@ class Steps:
                     folders.append(self.work / "read" / name)
                     yield Task(folders[-1], read_part, (part, how), part.bytes)
 
-        self.run("read", ahead(tasks()), sum(inputs.size(given.file) for given in self.sources))
+        self.run("read", ahead(tasks(), PARTS_AHEAD), sum(inputs.size(given.file) for given in self.sources))
         return folders
 
     def _reading(self, entry: Input, fold_case: bool, keep_aspects: bool) -> Reading:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefkit.manifest import Manifest
+from prefkit.pairs.engine import ahead
 from prefkit.pairs.report import fallen, figures, scan
 from prefkit.pairs.report.figures import Figures
 from prefkit.pairs.report.sample import Sample
@@ -26,7 +27,7 @@ def gather(folder: Path, record: Manifest) -> Contents:
     fell = fallen.gather(folder, record)
     ids = {row[name] for row in fell.sample for name in ("prompt_id", "cluster_id") if row[name]}
     sample = Sample(folder, record, ids | {cluster for cluster, _ in fell.clusters})
-    shards = sample.of(scan.shards(folder, record, sample.shown, sample.named))
+    shards = sample.of(ahead(scan.shards(folder, record, sample.shown, sample.named), 1))
     gathered = figures.gather(record, figures.scales(folder, record), shards)
     clusters = [(sample.prompt(name) or f"{name} (nothing is left of it)", count) for name, count in fell.clusters]
     return Contents(gathered, clusters, fell.hits, sample.rows(), sample.rejects(fell.sample))

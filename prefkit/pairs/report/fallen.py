@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from prefkit.manifest import Manifest
 from prefkit.pairs import tables
+from prefkit.pairs.engine import ahead
 
 REJECTS = 200
 EACH_REASON = 3  # at least, however many reasons there are
@@ -46,7 +47,7 @@ def gather(folder: Path, record: Manifest) -> Fallen:
     hits: Counter[str] = Counter()
     for shard in record.of_split("rejects"):
         with pq.ParquetFile(folder / shard.path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
+            for batch in ahead(file.iter_batches(BATCH_ROWS, use_threads=False), 1):
                 rows = tables.frame(batch).with_columns(draw=draws.random(len(batch)))
                 near.append(_near_duplicates(rows))
                 hits.update(_met_items(rows))
