@@ -24,7 +24,7 @@ from pathlib import Path
 from prefkit import manifest
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.manifest import Manifest
-from prefkit.pairs import engines, extend, publish, remote, report
+from prefkit.pairs import encoding, engines, extend, publish, remote, report
 from prefkit.pairs.engine import Task, run
 from prefkit.pairs.options import check_build
 from prefkit.pairs.read import close_parts, read_part
@@ -89,8 +89,9 @@ def build_pairs(
         united = steps.unite(buckets)
         clusters = steps.cluster(united)
         selected, sketches = steps.select(buckets, united, clusters)
-        selected, remarks = steps.exclude(selected)
+        selected, of_flags = steps.exclude(selected)
         selected = steps.mix(selected)
+        remarks = [*encoding.remarks(sources, read), *of_flags]
         record = publish.account(plan(), sources, read, selected, before, remarks)
         files = steps.write(read, selected)
         record = publish.publish(out, record, files, sketches, before)

@@ -230,9 +230,10 @@ def account(
         main = fallen.most_common(3)
         fell = ", ".join(f"{reason} {count:,}" for (_, _, reason), count in main) or "nothing; the input is empty"
         example = _example(main[0][0], [*read, *selected]) if main else ""
-        raise DataError(f"no {planned.kind} left of {rows:,} rows. Most fell to: {fell}.{example}")
-    said = [*(before.record.remarks if before.record else []), *remarks]
-    return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages, remarks=said)
+        said = "".join(f" {remark}" for remark in remarks)
+        raise DataError(f"no {planned.kind} left of {rows:,} rows. Most fell to: {fell}.{example}{said}")
+    remarks = [*(before.record.remarks if before.record else []), *remarks]
+    return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages, remarks=remarks)
 
 
 def _example(fate: tuple[str, bool, str], folders: Sequence[Path]) -> str:
@@ -243,7 +244,8 @@ def _example(fate: tuple[str, bool, str], folders: Sequence[Path]) -> str:
     for rows in (rows for folder in folders for rows in tables.read(folder / "rejects.arrow")):
         for found in rows.filter(wanted).head(1).iter_rows(named=True):
             detail = f": {found['detail']}" if found["detail"] else ""
-            mend = " Is it the right source? prefkit init FILE tells which one reads a file." if is_row else ""
+            wrong_source = is_row and reason != "not_utf8"
+            mend = " Is it the right source? prefkit init FILE tells which one reads a file." if wrong_source else ""
             return f" For example {found['origin_file']}, row {found['origin_row']}, {reason}{detail}.{mend}"
     return ""
 
