@@ -5,6 +5,7 @@ import json
 
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from prefkit import progress
 from prefkit.train import metrics
@@ -23,7 +24,10 @@ def test_lines_and_events(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
 
 
-def test_resume_cuts_what_came_after_the_checkpoint(tmp_path):
+def test_resume_cuts_what_came_after_the_checkpoint(tmp_path, monkeypatch):
+    # TensorBoard reads files in the order of their names: the second, the process, and a number without leading zeros,
+    # so the tenth writer of a process comes before the ninth of the same second. Runs resume in another process.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     log = metrics.Log(tmp_path, "dpo", length=0, first_step=1)
     log.write(1, {"loss": 1.0})
     length = log.length()
