@@ -65,20 +65,35 @@ def gathered(policy: Policy) -> dict[str, Tensor] | None:
     return weights if parallel.is_first() else None
 
 
-def model_card(options: TrainOptions, data_hash: str, reports: dict[str, Any], version: str) -> str:
-    """The README of a model: data set, options and held-out figures, with the front matter that the Hub reads."""
-    model = options.model
-    local = model.path is None or Path(model.path).is_dir() or (options.folder / model.path).is_dir()
-    base = "" if local else f"base_model: {model.path}\n"
+def model_card(
+    options: TrainOptions, data_hash: str, reports: dict[str, Any], version: str, *, merge: bool = True
+) -> str:
+    """The README of a model, or unless `merge` of an adapter alone: data set, options and held-out figures, with the
+    front matter that the Hub reads. Of folders outside the run it says the names, and not where they are here."""
+    table = options.table()
+    texts = {key: value for key, value in table["model"].items() if isinstance(value, str)}
+    here = {key: found for key, value in texts.items() if (found := _here(value, options.folder))}
+    table["model"] |= {key: found.resolve().name for key, found in here.items()}
+    start = table["model"]["path"]
+    *before, _ = reports
+    is_base = "path" not in here if merge else not before  # that of an adapter may be what a phase of this run left
+    base = f"base_model: {json.dumps(start)}\n" if start and is_base else ""
+    left = f"what phase {before[-1]} left" if before else "that model"
+    alone = "" if merge else f" This is an adapter alone, of {left}; peft loads it."
     phases = "\n".join(_phase_section(name, report) for name, report in reports.items())
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}"
+        f"---\nlibrary_name: {'transformers' if merge else 'peft'}\npipeline_tag: text-generation\n{base}"
         "tags:\n- prefkit\n- preference-optimization\n---\n\n"
         f"# A model aligned with prefkit {version}\n\n"
-        f"Started from {model.path or 'random weights'}. Trained on the preference data set with hash\n`{data_hash}`\n"
-        f"(SHA-256 over its shards).\n\n{phases}\n"
-        f"## Options\n\n```json\n{json.dumps(options.table(), indent=1, ensure_ascii=False)}\n```\n"
+        f"Started from {start or 'random weights'}.{alone} Trained on the preference data set with hash\n"
+        f"`{data_hash}`\n(SHA-256 over its shards).\n\n{phases}\n"
+        f"## Options\n\n```json\n{json.dumps(table, indent=1, ensure_ascii=False)}\n```\n"
     )
+
+
+def _here(path: str, folder: Path) -> Path | None:
+    """What a path in the pipeline file of `folder` stands for on this machine; None for a name on the Hub."""
+    return next((found for found in (folder / path, Path(path)) if found.exists()), None)
 
 
 def _phase_section(name: str, report: dict[str, Any]) -> str:

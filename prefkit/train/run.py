@@ -300,9 +300,9 @@ def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
     }
     before = [phase.name for phase in job.options.phases[:number]]
     reports = {phase: standing.read_report(job.out / phase / "phase.json") for phase in before} | {name: report}
-    card = export.model_card(job.options, job.manifest.data_hash, reports, __version__)
-    target = job.out / "model" if last else job.out / name / "model"
     merge = loop.phase.lora is None or loop.phase.lora["merge"]
+    card = export.model_card(job.options, job.manifest.data_hash, reports, __version__, merge=merge)
+    target = job.out / "model" if last else job.out / name / "model"
     export.export(loop.policy, job.tokenizer, target, card, merge=merge, weights=weights)
     write_text_atomically(job.out / name / "phase.json", json.dumps(report, indent=1) + "\n")
     parallel.wait()

@@ -7,6 +7,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -125,10 +126,23 @@ def test_a_phase_can_leave_the_adapter_alone(data, base, tmp_path):
     files = {path.name for path in (tmp_path / "a" / "model").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= files
     assert "model.safetensors" not in files
+    card = (tmp_path / "a" / "model" / "README.md").read_text()
+    assert ModelCard(card).data.base_model == base.name and ModelCard(card).data.library_name == "peft"
+    assert "This is an adapter alone, of that model" in card
+    other = (tmp_path / "m" / "model" / "README.md").read_text()
+    assert ModelCard(other).data.base_model is None, "the Hub would take the name of a folder for one of its models"
+    assert str(tmp_path) not in card + other and str(base.parent) not in card + other
     expected = logits(policy.load(tmp_path / "m" / "model"))
     torch.testing.assert_close(logits(policy.load(tmp_path / "a" / "model")), expected, rtol=1e-4, atol=1e-5)
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
     torch.testing.assert_close(logits(theirs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_of_what_a_phase_left_has_no_other_base(data, tmp_path):
+    trained(data, tmp_path / "r", SFT, {**DPO, "lora": {"r": 4, "merge": False}}, max_steps=1)
+    card = ModelCard.load(tmp_path / "r" / "model" / "README.md")
+    assert card.data.base_model is None and "an adapter alone, of what phase sft left" in card.text
+    assert ModelCard.load(tmp_path / "r" / "sft" / "model" / "README.md").data.library_name == "transformers"
 
 
 def test_the_next_phase_starts_from_the_sum(data, base, tmp_path):
