@@ -3,7 +3,7 @@
 The keyword-only parameters of `Model` and `Phase` are the options, as everywhere in prefkit. The options of an
 objective stand in the same `[[train]]` table: they are the keyword-only parameters of its function in
 `prefkit.train.losses`, or of `package.module:function`. An option that neither the phase nor its objective knows is
-refused.
+refused. TOML has no null: `false` switches off what a phase has only if it is asked for, as `samples = false`.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ PREFERENCE_ONLY = (
 )
 # Alarms that have nothing to look at where an option has no effect: there is no reference, or there are no pairs.
 ALARMS_NEED = {"displacement": "reference", "kl": "reference", "saturation": "sft_weight", "length": "sft_weight"}
+NEVER_OFF = ("learning_rate", "alarms")  # options whose None stands for something
 DEFAULT_LEARNING_RATE = {"sft": 2e-5, "preference": 1e-6}  # those of TRL's trainers
 MIN_STEPS_OF_WARMUP = 1.0
 
@@ -190,7 +191,9 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
         "name": "-".join(address.rpartition(":")[2] for address in found) or "sft",
         "learning_rate": DEFAULT_LEARNING_RATE["preference" if found else "sft"],
     }
-    given = defaults | {key: value for key, value in table.items() if key in of_phase}
+    may_be_off = {key for key, option in of_phase.items() if option.default is None and key not in NEVER_OFF}
+    off = {key for key in may_be_off if table.get(key) is False}
+    given = defaults | {key: value for key, value in table.items() if key in of_phase and key not in off}
     phase = Phase(**resolve.check("prefkit.train.options:Phase", given, where).options)
     if phase.lora is not None:
         lora = resolve.check("prefkit.train.adapters:Lora", phase.lora, f"{where}: lora").options

@@ -43,6 +43,43 @@ def test_values_that_cannot_be(tmp_path: Path, option: str) -> None:
         check(pipeline(tmp_path, f"{RANDOM}{option}\n"))
 
 
+ASKED_FOR = """
+samples = { every = 5 }
+eval_every = 5
+lora = { r = 4 }
+max_steps = 5
+ld_alpha = 0.5
+sources = ["a"]
+langs = ["en"]
+min_margin = 1.0
+source_weights = { a = 2.0 }
+lang_weights = { en = 2.0 }
+source_caps = 5
+lang_caps = { en = 5 }
+curriculum = "hard_first"
+"""
+
+
+def test_false_switches_off_what_is_off_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(RANDOM + ASKED_FOR)
+    names = [line.split()[0] for line in ASKED_FOR.strip().splitlines()]
+    (plain,), (asked,) = (check(pipeline(tmp_path, text)).phases for text in (RANDOM, RANDOM + ASKED_FOR))
+    assert all(getattr(asked, name) != getattr(plain, name) for name in names)
+    off = load_pipeline(tmp_path / "p.toml", [f"train.0.{name}=false" for name in names])
+    assert check(off).phases == [plain]
+
+
+@pytest.mark.parametrize("option", ["learning_rate", "alarms", "max_tokens", "dtype"])
+def test_false_is_no_value_of_what_is_always_there(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UsageError, match=f"option {option}"):
+        check(pipeline(tmp_path, f"{RANDOM}{option} = false\n"))
+
+
+def test_false_is_refused_where_the_option_has_no_effect(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match='"curriculum" has no effect'):
+        check(pipeline(tmp_path, RANDOM.replace("sigmoid", "sft") + "curriculum = false\n"))
+
+
 @pytest.mark.parametrize(("warmup", "steps", "expected"), [(0.1, 100, 10), (0.1, 1, 0), (50, 9, 8), (0, 5, 0)])
 def test_the_warm_up_leaves_a_step_at_the_peak(warmup: float, steps: int, expected: int) -> None:
     assert warmup_steps(Phase(objective="sigmoid", warmup=warmup), steps) == expected
