@@ -78,8 +78,9 @@ def run(tasks: Iterable[Task], executor: Executor, on_done: Callable[[Task], Non
     """Run all tasks that are not done yet; `on_done` hears of each, done before or now. Raises the first failure.
 
     Tasks are taken one by one, while earlier ones run, so finding the next one may be work. At most IN_FLIGHT are with
-    the executor at a time, so that millions of tasks need no memory there. When a worker process of this machine is
-    killed, the unfinished tasks are run again by fewer.
+    the executor at a time, so that millions of tasks need no memory there; those of this machine say by `at_once` how
+    many they want, since what was found long before it is read may have left the page cache. When a worker process of
+    this machine is killed, the unfinished tasks are run again by fewer.
     """
     coming = iter(tasks)
     left: dict[int, Task] = {}  # what was taken and is not done
@@ -104,7 +105,7 @@ def _run(coming: Iterator[Task], left: dict[int, Task], executor: Executor, on_d
     )
     made: set[Path] = set()
     flying: dict[Future[None], Task] = {}
-    at_once = 1 if isinstance(executor, InThisProcess) else IN_FLIGHT
+    at_once = getattr(executor, "at_once", IN_FLIGHT)
     more = True
     try:
         while more or flying:

@@ -21,6 +21,7 @@ from typing import Any
 from prefkit.errors import DataError, PrefkitError, UsageError, did_you_mean, one_line
 from prefkit.resolve import load
 
+TASKS_A_WORKER = 4  # with the pool at a time: one runs, and the others bridge what it takes to find more
 ONE_THREAD = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
@@ -67,6 +68,8 @@ def _open(engine: str, workers: int | None, address: str | None) -> AbstractCont
 class InThisProcess(Executor):
     """Runs each task at once where it is submitted: one worker needs no second process."""
 
+    at_once = 1
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
@@ -111,6 +114,7 @@ class LocalPool(Executor):
 
     def __init__(self, workers: int):
         self.workers = workers
+        self.at_once = workers * TASKS_A_WORKER
         prepare()
         server = multiprocessing.get_context("forkserver")
         self._pool = ProcessPoolExecutor(workers, mp_context=server, initializer=_obey_parent)

@@ -98,6 +98,19 @@ def rows(part: Part) -> Iterator[RawRow]:
     _check_version(part.file)
 
 
+def let_go(part: Part) -> None:
+    """Take the bytes of a part that was read out of the page cache, where they are a range of a local file.
+
+    For inputs that memory does not hold: while these pass through the cache, the system looks for pages to drop with
+    every page that it takes (a third of the time within the system when reading 16 GB with 24 GB of memory), and drops
+    the files between the steps.
+    """
+    is_range = part.end is not None and part.kind in ("lines", "array") and not part.file.is_remote
+    if is_range and hasattr(os, "posix_fadvise"):  # which macOS has not
+        with open(part.file.path, "rb") as file:
+            os.posix_fadvise(file.fileno(), part.start, part.bytes, os.POSIX_FADV_DONTNEED)
+
+
 def state(file: RawFile) -> tuple[int | None, str]:
     """Size in bytes (None where a server does not say) and version of a file as it is now."""
     if file.is_remote:

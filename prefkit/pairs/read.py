@@ -63,12 +63,15 @@ class Reading:
     language: Call | None = None
     evaluation: tuple[Path, Decontamination] | None = None  # the index of evaluation prompts, and how it is searched
     fold_case: bool = True
+    let_go: bool = False  # of what was read, in the page cache
 
 
 def read_part(folder: Path, part: Part, how: Reading) -> None:
     """Write prompts.arrow and answers.arrow (in runs), their keys, rejects.arrow and counts.json into `folder`."""
     with collector.paused():
         _read_part(folder, part, how)
+    if how.let_go:
+        inputs.let_go(part)
 
 
 def _read_part(folder: Path, part: Part, how: Reading) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,9 @@ from prefkit.pairs.unite import TEXT_RULES, unite_bucket
 from prefkit.resolve import Call
 
 BUCKET_BYTES = 64 << 20
-PARTS_AHEAD = 64  # found while the worker processes start, and while they are busy
+BYTES_AHEAD = 1 << 30  # of parts that are found while the worker processes start, and while they are busy
+PARTS_AHEAD = 64  # at most
+MEMORY_SHARE = 0.5  # of inputs, above which they are not kept in the page cache: steps between take as much again
 
 
 class Source:
@@ -67,7 +70,9 @@ class Steps:
         shared = [_identity(call) for call in [*options.candidate_filters, options.redact, options.language] if call]
         fold_case, keep_aspects = options.dedupe.options["fold_case"], options.look_at_aspects()
         shared += [[options.evaluation(), fold_case, keep_aspects, software.fingerprint()]]
-        ways = [self._reading(entry, fold_case, keep_aspects) for entry in options.inputs]
+        total = sum(inputs.size(given.file) for given in self.sources)
+        let_go = total > MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        ways = [self._reading(entry, fold_case, keep_aspects, let_go) for entry in options.inputs]
         folders: list[Path] = []
 
         def tasks() -> Iterator[Task]:
@@ -81,10 +86,10 @@ class Steps:
                     folders.append(self.work / "read" / name)
                     yield Task(folders[-1], read_part, (part, how), part.bytes)
 
-        self.run("read", ahead(tasks(), PARTS_AHEAD), sum(inputs.size(given.file) for given in self.sources))
+        self.run("read", ahead(tasks(), min(PARTS_AHEAD, 1 + BYTES_AHEAD // options.chunk_bytes)), total)
         return folders
 
-    def _reading(self, entry: Input, fold_case: bool, keep_aspects: bool) -> Reading:
+    def _reading(self, entry: Input, fold_case: bool, keep_aspects: bool, let_go: bool) -> Reading:
         return Reading(
             source=entry.source,
             weights=entry.settings.options["score_weights"],
@@ -94,6 +99,7 @@ class Steps:
             language=self.options.language,
             evaluation=self.evaluation,
             fold_case=fold_case,
+            let_go=let_go,
         )
 
     @functools.cached_property

@@ -24,6 +24,7 @@ from prefkit import manifest
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest
+from prefkit.pairs import steps
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.text import canonical
 from prefkit.pairs.verify import verify
@@ -142,6 +143,28 @@ def test_bytes_do_not_depend_on_workers_or_chunks(
     for name in ours:
         if name.endswith(".parquet"):
             assert ours[name] == theirs[name], name
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system has no posix_fadvise")
+def test_what_memory_does_not_hold_leaves_the_page_cache_once_it_is_read(
+    raw: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go: list[tuple[int, int]] = []
+
+    def advise(file: int, start: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        let_go.append((start, length))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    build_pairs(pipeline(tmp_path), tmp_path / "small", given=[str(raw)])
+    assert not let_go
+    monkeypatch.setattr(steps, "MEMORY_SHARE", 0.0)
+    build_pairs(pipeline(tmp_path), tmp_path / "large", given=[str(raw)])
+    assert len(let_go) > 1, "several parts"
+    ends = [0, *(start + length for start, length in let_go)]
+    assert [start for start, _ in let_go] == ends[:-1], "all of the file, part by part"
+    assert ends[-1] == raw.stat().st_size
+    assert contents(tmp_path / "large") == contents(tmp_path / "small")
 
 
 def test_the_container_of_the_rows_does_not_matter(raw: Path, built: Path, tmp_path: Path) -> None:

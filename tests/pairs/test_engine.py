@@ -81,9 +81,13 @@ def test_memory_that_runs_out_is_told(tmp_path: Path) -> None:
         engine.run(tasks_of(tmp_path, 1, refuse, MemoryError, "no"), InThisProcess(), print)
 
 
-def test_few_tasks_are_with_the_executor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wanted", [None, 5])
+def test_few_tasks_are_with_the_executor_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: int | None
+) -> None:
     class Lazy(Executor):
         most = 0
+        limit = wanted or 7
 
         def __init__(self) -> None:
             self.queue: list[tuple[Future[Any], Callable[..., Any], Any]] = []
@@ -92,7 +96,7 @@ def test_few_tasks_are_with_the_executor_at_a_time(tmp_path: Path, monkeypatch: 
             future: Future[Any] = Future()
             self.queue.append((future, fn, args))
             self.most = max(self.most, len(self.queue))
-            if len(self.queue) >= 7:
+            if len(self.queue) >= self.limit:
                 while self.queue:
                     one, function, given = self.queue.pop()
                     one.set_result(function(*given))
@@ -100,8 +104,10 @@ def test_few_tasks_are_with_the_executor_at_a_time(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(engine, "IN_FLIGHT", 7)
     lazy = Lazy()
+    if wanted:
+        lazy.at_once = wanted  # type: ignore[attr-defined]
     assert len(run_all(tasks_of(tmp_path, 70), lazy)) == 70
-    assert lazy.most == 7
+    assert lazy.most == lazy.limit
 
 
 def test_a_worker_with_other_software_refuses(tmp_path: Path) -> None:
