@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return fail(f"{error.filename or given.command}: {error.strerror or error}.", 1)
+        return fail(f"{error.filename or getattr(given, 'out', None) or given.command}: {error.strerror or error}.", 1)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -134,7 +134,7 @@ def check(address: str, given: Mapping[str, Any], where: str) -> Call:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
-        shown = f", not {first['input']!r}" if first["type"] != "missing" else ""
+        shown = "" if first["type"] in ("missing", "too_short") else f", not {first['input']!r}"
         raise UsageError(f"{where}: option {option}: {first['msg']}{shown}.") from error
     return Call(address, checked.model_dump(mode="json"))
 

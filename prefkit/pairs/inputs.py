@@ -84,6 +84,8 @@ def expand(given: list[str], base: Path, outside: Place | None = None) -> list[P
     for name in map(os.path.expanduser, given):
         found = _remote(name, outside) if urls.is_url(name) else _local(name, base, outside)
         shown = urls.shown(name) if urls.is_url(name) else str(base / name) if name else repr(name)
+        if not found and not urls.is_url(name) and name and (base / name).is_dir():
+            raise UsageError(f"{shown}: a folder without raw files; hidden ones, and those in --out, do not count.")
         if not found:
             raise UsageError(f"{shown}: no such file, folder with raw files, or glob with a match.")
         for file in found:

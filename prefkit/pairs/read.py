@@ -35,6 +35,7 @@ from prefkit.pairs.decontaminate import Decontamination, Index
 from prefkit.pairs.inputs import Part
 from prefkit.pairs.language import language as tag_languages
 from prefkit.pairs.packed import Packed, numbers_of
+from prefkit.pairs.redact import redact
 from prefkit.pairs.text import canonical
 from prefkit.resolve import Call
 
@@ -136,6 +137,8 @@ def _judge(batch: Tables, rules: dict[str, tuple[pl.Expr, str]]) -> Tables:
             raise UsageError(f"[[build.filters]] {name} failed: {error}") from error
         if not verdict.all():
             fallen = _with_prompt(answers.filter(left & ~verdict), batch.prompts, OF_PROMPT)
+            if name == "pii":  # its detail may quote a text, and rejects are published with the pairs
+                fallen = redact(fallen)
             rejects.append(tables.rejects(fallen, "filter", name, tables.seen(rule, options, fallen)))
             left &= verdict
     return batch._replace(answers=answers.filter(left), rejects=rejects)

@@ -100,6 +100,8 @@ def _message(value: Any, field: str) -> Message:
     role = value.get("role", value.get("from"))
     if not isinstance(role, str) or role not in ROLES:
         raise BadRow("unknown_role", f'"{field}" has a message of role {role!r}')
+    if value.get("tool_calls") or value.get("function_call"):
+        raise BadRow("not_text", f'"{field}" has a message that calls tools, which is more than text')
     content = value.get("content", value.get("value"))
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = "".join(_part(part, field) for part in content)

@@ -2,8 +2,8 @@
 
 What counts is kept narrow, since a false hit damages text:
 
-- e-mail: `name@domain.tld`. Not the domains that are reserved for examples (RFC 2606: example.com, .test, …), and not
-  `git@`, which names a repository.
+- e-mail: `name@domain.tld`, also in letters that are not ASCII. Not the domains that are reserved for examples (RFC
+  2606: example.com, .test, …), and not `git@`, which names a repository.
 - phone: an international number (`+49 30 901820`, 9 to 13 digits), or a North American one whose groups stand
   apart by parentheses, hyphens or dots (`(212) 736-5000`, `800.555.2368`). Not dates, not digits without separators,
   not groups apart by spaces alone, and not 555-01xx, which is reserved for fiction.
@@ -11,7 +11,8 @@ What counts is kept narrow, since a false hit damages text:
   192.0.2.1) name nobody, as in datatrove's PIIFormatter. A version number of four parts is a known false hit.
 
 The kinds are those that Dolma masks (Soldaini et al., arXiv:2402.00159). Names, postal addresses and national identity
-numbers are not found; no pattern finds them well.
+numbers are not found; no pattern finds them well. A find may stand right beside letters of scripts that put no space
+between words, or particles behind them (Chinese, Japanese, Korean, Thai, …), and beside no others.
 
 How: one scan by Rust's regular expressions finds the few texts that might hold something (about 3 µs a text of 1,200
 characters); only those are looked at by Python's, which can look around and ask `ipaddress`.
@@ -105,32 +106,40 @@ def _is_public(address: str) -> bool:
     return ipaddress.ip_address(address).is_global
 
 
+# Letters and digits, but those of scripts beside which a find may stand: Thai to Tibetan, Burmese, Khmer, kana, Han and
+# Hangul.
+_CLOSE = r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u31f0-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff66-\uffdc"
+_WORD = rf"[^\W{_CLOSE}]"
+_LETTER_OR_DIGIT = rf"[^\W_{_CLOSE}]"
+_LETTER = rf"[^\W\d_{_CLOSE}]"
+_NO_ASCII = "\x80-\U0010ffff"  # for hints, which need not be exact
+
 _BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 
 # In the order of replacement: an IP address may end what looks like a phone number. None begins right after a bracket,
 # so that what stands behind a replacement is not judged otherwise than before.
 PATTERNS: dict[Kind, Pattern] = {
     "email": Pattern(
-        hint=r"[A-Za-z0-9_%+-]@[A-Za-z0-9-]",
+        hint=rf"[A-Za-z0-9_%+{_NO_ASCII}-]@[A-Za-z0-9{_NO_ASCII}-]",
         exact=re.compile(
-            r"(?<![\w\].%+@-])[A-Za-z0-9_](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_%+-])?@"
-            r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w-])"
+            rf"(?<!{_WORD})(?<![\].%+@-]){_WORD}(?:(?:{_WORD}|[.%+-]){{0,62}}(?:{_WORD}|[%+-]))?@"
+            rf"(?:{_LETTER_OR_DIGIT}(?:(?:{_LETTER_OR_DIGIT}|-){{0,61}}{_LETTER_OR_DIGIT})?\.)+{_LETTER}{{2,24}}(?!{_WORD}|-)"
         ),
         is_personal=_is_someones_email,
     ),
     "ip": Pattern(
         hint=r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]",
-        exact=re.compile(rf"(?<![\w\].])(?:{_BYTE}\.){{3}}{_BYTE}(?!\w|\.[0-9])"),
+        exact=re.compile(rf"(?<!{_WORD})(?<![\].])(?:{_BYTE}\.){{3}}{_BYTE}(?!{_WORD}|\.[0-9])"),
         is_personal=_is_public,
     ),
     "phone": Pattern(
         hint=r"\+[1-9]|[2-9][0-9]{2}(?:\)[ -]?|[-.])[0-9]{3}[-. ][0-9]{4}",
         exact=re.compile(
-            r"(?<![\w\]+.-])(?:"
+            rf"(?<!{_WORD})(?<![\]+.-])(?:"
             r"\+1[-. ]?(?:\([2-9][0-9]{2}\)|[2-9][0-9]{2})[-. ]?[0-9]{3}[-. ]?[0-9]{4}"
             r"|\+[2-9][0-9]*+(?:[ ./-]?(?:\([0-9]++\)|[0-9]++)){0,6}+"
             r"|(?:1[-. ])?(?:\([2-9][0-9]{2}\)[ -]?|[2-9][0-9]{2}[-.])[0-9]{3}[-. ][0-9]{4}"
-            r")(?![\w-]|[.,/][0-9])"
+            rf")(?!{_WORD}|-|[.,/][0-9])"
         ),
         is_personal=_is_someones_phone,
     ),

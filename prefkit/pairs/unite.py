@@ -35,13 +35,27 @@ SETS = pa.schema([("group", pa.int64()), ("at", pa.int64())])
 OF_PROMPTS = ("absolute", "prompt_id", "canonical", "origin_file", "origin_row")
 OF_ANSWERS = ("completion_index", "score", "text", "origin_file", "origin_row")
 
+
+def _same_text_otherwise_scored() -> pl.Expr:
+    """A detail, of answers whose text has several scores: where the first of another score than theirs stands."""
+    same = ("group", "text")
+    is_first = pl.col("score") == pl.col("score").first().over(same)
+
+    def other(score: pl.Expr) -> pl.Expr:
+        names = ("origin_file", "origin_row", "completion_index", "score")
+        place = (pl.col(name).filter(score).first().over(same) for name in names)
+        return pl.format("{}, row {}, answer {} is the same text with the score {}", *place)
+
+    return pl.when(is_first).then(other(~is_first)).otherwise(other(is_first))
+
+
 # Rules over a set that no pipeline can turn off: a pair needs two different answers, and scores that say which is
 # better; labels need that no text has two. They come before duplicates are looked for, so that the first of them is one
 # that can give a pair.
 SET_RULES: dict[str, tuple[pl.Expr, str | pl.Expr]] = {
     "identical_responses": (
         pl.col("score").n_unique().over("group", "text") == 1,
-        pl.lit("another answer to the prompt is the same text with another score"),
+        _same_text_otherwise_scored(),
     ),
     "repeated_response": (
         pl.int_range(pl.len()).over("group", "text") == 0,

@@ -564,6 +564,39 @@ def test_redaction_and_languages_of_answers(tmp_path: Path) -> None:
         build_pairs(pipeline(tmp_path, text=off), tmp_path / "no", given=[str(tmp_path / "a.jsonl")])
 
 
+def test_the_detail_of_a_reject_tells_the_values_and_no_personal_data(tmp_path: Path) -> None:
+    import json
+
+    rows = [
+        {"prompt": "Who?", "chosen": "ask jo@acme.org or 8.8.8.8", "rejected": "nobody", "a": 3.0, "b": 2.0},
+        {"prompt": "Why?", "chosen": "x" * 5000, "rejected": "because", "a": 3.0, "b": 2.0},
+        {"prompt": "When?", "chosen": "now", "rejected": "then", "a": 4.1, "b": 4.0},
+        {"prompt": "Where?", "chosen": "here", "rejected": "there", "a": 3.0, "b": 1.0},
+    ]
+    write_lines(tmp_path / "a.jsonl", [json.dumps(one).encode() for one in rows])
+    text = """
+    [build]
+    language = false
+    [[build.inputs]]
+    use = "pairs"
+    chosen_score = "a"
+    rejected_score = "b"
+    [[build.filters]]
+    use = "pii"
+    [[build.filters]]
+    use = "length_ratio"
+    [[build.filters]]
+    use = "min_margin"
+    margin = 0.5
+    """
+    build_pairs(pipeline(tmp_path, text=text), tmp_path / "out", given=[str(tmp_path / "a.jsonl")])
+    fallen = rejects_of(tmp_path / "out").filter(pl.col("detail").is_not_null())
+    details = dict(fallen.select("reason", "detail").rows())
+    assert details["pii"].endswith("; prompt: Who?; response: ask [EMAIL] or [IP]")
+    assert details["length_ratio"].endswith("; chosen: 5000 characters; rejected: because")
+    assert details["min_margin"].endswith("; margin: 0.1")
+
+
 def test_a_build_imports_neither_pandas_nor_torch(raw: Path, tmp_path: Path) -> None:
     """pandas takes a third of a second of each worker, and comes in by innocent calls of pyarrow."""
     code = (

@@ -387,6 +387,13 @@ def test_inputs_that_cannot_be(tmp_path: Path, given: str, words: str) -> None:
         inputs.expand([given], tmp_path)
 
 
+def test_a_folder_whose_raw_files_do_not_count_is_told_from_none(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.jsonl").touch()
+    with pytest.raises(UsageError, match="out: a folder without raw files; hidden ones, and those in --out"):
+        inputs.expand(["out"], tmp_path, tmp_path / "out")
+
+
 def test_a_line_that_begins_with_a_bracket_makes_no_array_of_jsonl(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('[1]\n{"a": 1}\n')
     assert read_all(tmp_path / "a.jsonl") == [(1, [1]), (2, {"a": 1})]

@@ -120,6 +120,16 @@ def test_merged_ratings_that_contradict_each_other_are_rejected(tmp_path: Path) 
     assert fell(tmp_path) == {("identical_responses", 1), ("identical_responses", 2), ("repeated_response", 3)}
 
 
+def test_an_answer_that_contradicts_itself_names_file_row_and_score_of_the_other(tmp_path: Path) -> None:
+    rows = [rated("same", a=5, b=1), rated("same", a=5, c=2), rated("same", a=4, d=0)]
+    build(tmp_path, MERGED + RATED, rated=rows)
+    fallen = rejects_of(tmp_path / "out").filter(pl.col("reason") == "identical_responses").sort("origin_row")
+    other, first = (
+        f"rated.jsonl, row {row}, answer 0 is the same text with the score {n}.0" for row, n in ((3, 4), (1, 5))
+    )
+    assert fallen["detail"].to_list() == [other, other, first]
+
+
 def test_merged_comparisons_stay_comparisons(tmp_path: Path) -> None:
     rows = [
         compared("Same", "a", "b"),

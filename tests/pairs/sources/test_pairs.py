@@ -103,6 +103,15 @@ def test_a_missing_score_is_not_guessed() -> None:
             "not_text",
         ),
         (
+            {
+                "prompt": "Q",
+                "chosen": {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+                "rejected": "b",
+            },
+            {},
+            "not_text",
+        ),
+        (
             {"prompt": "Q", "chosen": "a", "rejected": "b", "s": 1, "t": 2},
             {"chosen_score": "s", "rejected_score": "t"},
             "score_contradicts_label",
