@@ -9,9 +9,11 @@ A layer can keep them in three ways:
     full      the layer's input                                the layer's forward again: a third more FLOPs
 
 With a budget, each layer gets the cheapest way that fits: as many as possible move from `full` to `matmuls`, and if all
-have, from `matmuls` to `none`. What a layer holds is measured, not modelled: a few tokens go through the model, and the
-bytes are counted that are alive while its result is (tensor storages, so the figure is the same on any device). Two
-lengths give the bytes a token, in which weights and their copies in another precision cancel out.
+have, from `matmuls` to `none`. What a layer holds is measured, not modelled: tokens go through the model, and the
+bytes are counted that are alive while its result is (tensor storages, so the figure is the same on any device). A few
+tokens of two lengths tell weights' copies in another precision, which no token adds to. The bytes a token are those of
+a sequence as long as the longest, at a forward pass of it a level: scores of soft caps and masks of windows grow with
+the length, so that a small Gemma 2 holds four times as much a token at 4,096 tokens as at 128.
 
 `torch.compile` sees one layer at a time, with any number of tokens; attention over token trees stands outside of its
 graphs, since segments differ from bin to bin. So the number of compilations does not grow with the bins, and layers
@@ -60,11 +62,14 @@ MATMULS = (
 )
 
 
-def prepare(model: Any, keeping: Keeping, *, compiled: bool, max_tokens: int, autocast: Autocast) -> str | None:
+def prepare(
+    model: Any, keeping: Keeping, *, compiled: bool, max_tokens: int, longest: int, autocast: Autocast
+) -> str | None:
     """Compile the layers if asked, and let them keep what `keeping` says; returns a sentence about a budget.
 
-    Call it when the adapter is on and parameters know whether they learn. `autocast` is how the model computes.
-    TrainError for a budget that the layers' inputs alone exceed, or a model whose layers cannot be told apart.
+    `longest` are the tokens of the longest sequence in a bin of `max_tokens`. Call it when the adapter is on and
+    parameters know whether they learn. `autocast` is how the model computes. TrainError for a budget that the layers'
+    inputs alone exceed, or a model whose layers cannot be told apart.
     """
     if keeping == "none" and not compiled:
         return None
@@ -73,7 +78,8 @@ def prepare(model: Any, keeping: Keeping, *, compiled: bool, max_tokens: int, au
     if isinstance(keeping, str):
         levels: list[Level] = [keeping] * len(layers)
     else:
-        levels, note = within_budget(model, layers, keeping * GIB, max_tokens, autocast, matmuls=not compiled)
+        held = partial(bytes_a_token, model, autocast, longest)
+        levels, note = within_budget(model, layers, keeping * GIB, max_tokens, held, matmuls=not compiled)
     for layer, level in zip(layers, levels, strict=True):
         if compiled:
             layer.forward = torch.compile(layer.forward, dynamic=True)
@@ -120,15 +126,15 @@ def plain(model: nn.Module) -> None:
 
 
 def within_budget(
-    model: Any, layers: list[Any], budget: float, max_tokens: int, autocast: Autocast, *, matmuls: bool
+    model: Any, layers: list[Any], budget: float, max_tokens: int, bytes_a_token: Callable[[], float], *, matmuls: bool
 ) -> tuple[list[Level], str]:
     """What each layer keeps, so that a bin of `max_tokens` holds at most `budget` bytes, and a sentence about it."""
-    probed = layers[len(layers) // 2]  # the others are taken to be like it
+    probed = layers[len(layers) // 2 :][:2]  # neighbours, since kinds alternate; the others are taken to be like them
 
     def of_bin(level: Level) -> float:
         for layer in layers:
-            keep(layer, level if layer is probed else "full")
-        held = bytes_a_token(model, autocast)
+            keep(layer, level if layer in probed else "full")
+        held = bytes_a_token()
         plain(model)
         return held * max_tokens
 
@@ -138,9 +144,9 @@ def within_budget(
             f"activation_checkpointing = {budget / GIB:g} (GiB): a bin of max_tokens = {max_tokens} needs "
             f"{least / GIB:.3g} GiB even if every layer is recomputed. Raise the one or lower the other."
         )
-    cost: dict[Level, float] = {"full": 0.0, "none": of_bin("none") - least}
+    cost: dict[Level, float] = {"full": 0.0, "none": (of_bin("none") - least) / len(probed)}
     if matmuls:
-        cost["matmuls"] = of_bin("matmuls") - least
+        cost["matmuls"] = (of_bin("matmuls") - least) / len(probed)
     levels = distribute(len(layers), budget - least, cost)
     held = least + sum(cost[level] for level in levels)
     counts = ", ".join(f"{levels.count(level)} {level}" for level in cost if level in levels)
@@ -162,16 +168,18 @@ def _some(layers: int, count: int, level: Level, rest: Level) -> list[Level]:
     return [level if i < count else rest for i in range(layers)]
 
 
-def bytes_a_token(model: Any, autocast: Autocast) -> float:
+def bytes_a_token(model: Any, autocast: Autocast, longest: int = 0) -> float:
     """Bytes of activations that one more token makes the model's layers hold until the backward pass."""
-    return bytes_held(model, autocast)[1]
+    return bytes_held(model, autocast, longest)[1]
 
 
-def bytes_held(model: Any, autocast: Autocast) -> tuple[float, float]:
-    """Bytes that the layers hold until the backward pass, however few the tokens are; and more for each token."""
+def bytes_held(model: Any, autocast: Autocast, longest: int = 0) -> tuple[float, float]:
+    """Bytes that the layers hold until the backward pass, however few the tokens are; and more for each token, in a
+    sequence of `longest` tokens, or of a few."""
     training, layers = model.training, backbone(unwrap(model))
     vocabulary = model.get_input_embeddings().num_embeddings
-    tokens_1T = (torch.arange(2 * PROBE_TOKENS, device=model.device) * 7 % vocabulary)[None]
+    longest = max(longest, 2 * PROBE_TOKENS)
+    tokens_1T = (torch.arange(longest, device=model.device) * 7 % vocabulary)[None]
 
     def forward(tokens: int) -> Tensor:
         with autocast():  # one for each call, since it keeps copies of the weights
@@ -179,9 +187,11 @@ def bytes_held(model: Any, autocast: Autocast) -> tuple[float, float]:
 
     model.train()
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        less, more = (held_bytes(partial(forward, tokens)) for tokens in (PROBE_TOKENS, 2 * PROBE_TOKENS))
+        lengths = (PROBE_TOKENS, 2 * PROBE_TOKENS, longest)
+        less, more, most = (held_bytes(partial(forward, tokens)) for tokens in lengths)
     model.train(training)
-    return 2 * less - more, (more - less) / PROBE_TOKENS
+    fixed = 2 * less - more
+    return fixed, (most - fixed) / longest
 
 
 def held_bytes(forward: Callable[[], Tensor]) -> int:

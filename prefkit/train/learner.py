@@ -86,6 +86,7 @@ def with_reference(
 
 def prepare_layers(job: Job, phase: Phase, now: Policy) -> None:
     """Let the layers keep and recompute as the phase says."""
-    budget: dict[str, Any] = {"max_tokens": phase.max_tokens, "autocast": now.autocast}
+    longest = min(phase.max_tokens, phase.max_length or phase.max_tokens)
+    budget: dict[str, Any] = {"max_tokens": phase.max_tokens, "longest": longest, "autocast": now.autocast}
     if said := blocks.prepare(now.model, phase.activation_checkpointing, compiled=phase.compile, **budget):
         job.progress.note(f"{phase.name}: {said}.")

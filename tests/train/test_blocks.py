@@ -28,8 +28,9 @@ def tree_model(name, **overrides):
     return model
 
 
-def prepare(model, keeping, *, compiled=False, max_tokens=1000):
-    return blocks.prepare(model, keeping, compiled=compiled, max_tokens=max_tokens, autocast=contextlib.nullcontext)
+def prepare(model, keeping, *, compiled=False, max_tokens=1000, longest=1):
+    how = {"compiled": compiled, "max_tokens": max_tokens, "longest": longest, "autocast": contextlib.nullcontext}
+    return blocks.prepare(model, keeping, **how)
 
 
 def bytes_a_token(model):
@@ -120,6 +121,34 @@ def test_the_budget_decides_what_each_layer_keeps():
         prepare(model, held["full"] * 0.9 / blocks.GIB)
 
 
+@pytest.mark.parametrize(("name", "share"), [("Llama", 1.0), ("Gemma2", 0.3), ("Gemma2", 1.0)])
+def test_what_a_bin_of_long_sequences_holds_is_what_was_measured(name, share):
+    """Gemma 2 caps its scores, so that what a token holds grows with the tokens that it sees."""
+    model = tree_model(name, num_hidden_layers=4, hidden_size=256, max_position_embeddings=2048)
+    rows = [np.random.default_rng(n).integers(3, 61, 1024).astype(np.int32) for n in range(3)]
+    bin = collate([tree_of([Sequence(row, 1)]) for row in rows])
+    tokens = bin.input_ids_1T.shape[1]
+
+    def forward():
+        layers = model.model(
+            input_ids=bin.input_ids_1T, position_ids=bin.position_ids_1T, segments=bin.segments, use_cache=False
+        )
+        bin.segments.layouts.clear()  # so that each call makes its masks
+        return layers[0]
+
+    held = {}
+    for level in ("full", "none"):
+        prepare(model, level)
+        held[level] = blocks.held_bytes(forward)
+        blocks.plain(model)
+    budget = 1.05 * held["full"] + share * 1.05 * (held["none"] - held["full"])
+    note = prepare(model, budget / blocks.GIB, max_tokens=tokens, longest=1024)
+    found = blocks.held_bytes(forward)
+    said = float(note.partition(": ")[2].partition(" GiB")[0]) * blocks.GIB
+    assert said == pytest.approx(found, rel=0.2)
+    assert 0.5 * budget < found <= budget
+
+
 def test_with_an_adapter_less_is_held():
     model = tree_model("Llama")
     full = bytes_a_token(model)
@@ -190,7 +219,9 @@ def test_models_without_known_layers_are_refused():
     model = make_model("Llama")
     model.model.layers = torch.nn.ModuleList([torch.nn.Identity()])
     with pytest.raises(TrainError, match="LlamaForCausalLM does not tell its layers"):
-        blocks.prepare(copy.copy(model), "full", compiled=False, max_tokens=8, autocast=contextlib.nullcontext)
+        blocks.prepare(
+            copy.copy(model), "full", compiled=False, max_tokens=8, longest=8, autocast=contextlib.nullcontext
+        )
 
 
 def test_options_that_exclude_each_other_are_refused():

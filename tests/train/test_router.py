@@ -89,7 +89,7 @@ def test_recomputed_and_compiled_layers_keep_it(keeping, compiled, monkeypatch):
     model, bin, losses = mixture("Mixtral").train(), example_bin(), []
     attention.enable(model)
     expected = gradient(model, token_logps(model, bin, router_losses=losses).sum())
-    blocks.prepare(model, keeping, compiled=compiled, max_tokens=9, autocast=contextlib.nullcontext)
+    blocks.prepare(model, keeping, compiled=compiled, max_tokens=9, longest=9, autocast=contextlib.nullcontext)
     found = gradient(model, token_logps(model, bin, router_losses=losses).sum())
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
     assert relative_error(found, expected) < 1e-5
