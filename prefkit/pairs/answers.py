@@ -4,8 +4,11 @@ The same sketches, bands and verified similarities as for prompts (`unite`, `ded
 their sets; the first in input order stays, whatever prompt it belongs to. Prompts are then only clustered, so that
 similar ones stand on one side of the split.
 
+With "prompt_response" an answer must be similar to the other by itself, too: else any two answers to one long prompt
+would be duplicates, and with them the pair.
+
 Cost: 1.5 kB an answer of 150 words, and the time that a prompt of its length takes; so about four times that of
-prompts where a prompt has four answers.
+prompts where a prompt has four answers, and twice that where prompt and answer are looked at together.
 """
 
 from __future__ import annotations

@@ -74,14 +74,31 @@ def find(
     run: RunTasks,
     old: int = 0,
     before: str = "",
+    also: Sequence[Path] = (),
 ) -> Path:
     """Run both steps over finished buckets of `counts` prompts each; the folder of the clusters.
 
-    The first `old` buckets are of the data set that `before` names.
+    The first `old` buckets are of the data set that `before` names. `also` are other sketches of the same texts, which
+    must be similar by these as well.
     """
+    names = [before, *(bucket.name for bucket in [*buckets, *also])]
+    edges, others = (_similar_tasks(each, counts, options, work, old, before) for each in (buckets, also))
+    run("near duplicates", [*edges, *others])
+    folder = work / "clusters" / key(names, options.threshold)
+    arguments = ([task.folder for task in edges], buckets, counts, old, [task.folder for task in others])
+    run("clusters", [Task(folder, clusters, arguments)])
+    return folder
+
+
+def _similar_tasks(
+    buckets: Sequence[Path], counts: Sequence[int], options: Dedupe, work: Path, old: int, before: str
+) -> list[Task]:
+    """The tasks of the first step; none without buckets."""
+    if not buckets:
+        return []
     names = [before, *(bucket.name for bucket in buckets)]
     ranges = -(-sum(counts[old:]) // KEYS_A_TASK)
-    tasks = [
+    return [
         Task(
             work / "similar" / key(names, options.threshold, band, number, ranges),
             similar,
@@ -90,11 +107,6 @@ def find(
         for band in range(options.uniting.sketching.bands)
         for number in range(ranges)
     ]
-    run("near duplicates", tasks)
-    edges = [task.folder for task in tasks]
-    folder = work / "clusters" / key(names, options.threshold)
-    run("clusters", [Task(folder, clusters, (edges, buckets, counts, old))])
-    return folder
 
 
 def similar(
@@ -214,16 +226,28 @@ def _shingles(
     return np.concatenate(pieces), np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0])]).astype(np.int64)
 
 
-def clusters(folder: Path, edges: Sequence[Path], buckets: Sequence[Path], counts: Sequence[int], old: int) -> None:
+def clusters(
+    folder: Path,
+    edges: Sequence[Path],
+    buckets: Sequence[Path],
+    counts: Sequence[int],
+    old: int,
+    also: Sequence[Path] = (),
+) -> None:
     """members.npy, the ascending numbers of all prompts that have a near-duplicate, and of each its representative.npy
     (the first of its cluster in input order), twin.npy (the earliest it was found similar to) and similarity.npy.
 
     A representative is its own twin. What later steps say of these two is looked up here once, not by every bucket
     again: representative_ids.npy, twin_ids.npy and twin_origins.npy, each [members, 2]. joined.npy [joints, 2] are the
-    representatives of clusters that hold several old ones, with that of each of these.
+    representatives of clusters that hold several old ones, with that of each of these. Of the edges only those count
+    that stand in `also` too, where it is given.
     """
-    ends = np.concatenate([np.empty((0, 2), np.int64), *(np.load(task / "edges.npy") for task in edges)])
+    ends = _ends(edges)
     weights = np.concatenate([np.empty(0, np.float32), *(np.load(task / "similarity.npy") for task in edges)])
+    if also:
+        numbers = np.array([sum(counts), 1])
+        shared = np.isin(np.sort(ends) @ numbers, np.sort(_ends(also)) @ numbers)
+        ends, weights = ends[shared], weights[shared]
     old_members = np.unique(ends[ends < sum(counts[:old])])
     heads = look_up(old_members, "heads", buckets, counts) if len(old_members) else old_members
     members, flat = np.unique(np.concatenate([ends, np.stack([old_members, heads], axis=1)]), return_inverse=True)
@@ -249,6 +273,11 @@ def clusters(folder: Path, edges: Sequence[Path], buckets: Sequence[Path], count
     np.save(folder / "representative_ids.npy", look_up(representative, "ids", buckets, counts))
     np.save(folder / "twin_ids.npy", look_up(members[twin], "ids", buckets, counts))
     np.save(folder / "twin_origins.npy", look_up(members[twin], "origins", buckets, counts))
+
+
+def _ends(edges: Sequence[Path]) -> minhash.I64:
+    """The edges [edges, 2] of some tasks."""
+    return np.concatenate([np.empty((0, 2), np.int64), *(np.load(task / "edges.npy") for task in edges)])
 
 
 def look_up(prompts: minhash.I64, name: str, buckets: Sequence[Path], counts: Sequence[int]) -> npt.NDArray[Any]:

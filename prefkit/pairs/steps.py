@@ -160,18 +160,23 @@ class Steps:
         if scope == "prompt":
             return None
         files = [*self.before.known.files, *(given.file.name for given in self.sources)]
-        tasks = [
-            Task(
-                self.work / "answers" / key(folder.name, scope),
-                sketch_answers,
-                (folder, rows, files, scope, how.uniting.sketching),
-            )
-            for folder, rows in zip(united, buckets, strict=True)
-        ]
-        self.run("sketch answers", tasks)
+
+        def sketched(what: str) -> list[Task]:
+            return [
+                Task(
+                    self.work / "answers" / key(folder.name, what),
+                    sketch_answers,
+                    (folder, rows, files, what, how.uniting.sketching),
+                )
+                for folder, rows in zip(united, buckets, strict=True)
+            ]
+
+        tasks, alone = sketched(scope), sketched("response") if scope == "prompt_response" else []
+        self.run("sketch answers", [*tasks, *alone])
         folders = [task.folder for task in tasks]
         counts = [publish.counts(folder)["answers"] for folder in folders]
-        return Twins(folders, counts, dedupe.find(folders, counts, how, self.work, self.run))
+        also = [task.folder for task in alone]
+        return Twins(folders, counts, dedupe.find(folders, counts, how, self.work, self.run, also=also))
 
     def sketches(self, united: list[Path], clusters: Path) -> Task:
         """The task that keeps what later builds onto this data set need of its prompts."""

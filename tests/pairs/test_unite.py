@@ -209,6 +209,19 @@ def test_answers_that_repeat_an_earlier_one(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_long_prompt_makes_no_duplicates_of_its_answers(tmp_path: Path) -> None:
+    """Prompt and answer together are nearly the same text; the answers are not."""
+    rows = [rated(words(0, 200), yes=5, no=3), rated(words(0, 200) + " please", yes=4, perhaps=1)]
+    build(
+        tmp_path,
+        '[build.dedupe]\nscope = "prompt_response"\n' + RATED,
+        rated=[*rows, rated(words(1, 200), yes=2, no=1)],
+    )
+    assert found(tmp_path) == {("yes", "no")}
+    assert fell(tmp_path) == {("near_duplicate", 2), ("too_few_candidates", 2)}
+    assert len(pairs_of(tmp_path / "out")) == 2
+
+
 def test_a_scope_that_nothing_would_come_of_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing would come"):
         build(tmp_path, '[build.dedupe]\nscope = "response"\naction = "keep"\n' + RATED, rated=[rated("a", x=1, y=2)])

@@ -107,7 +107,7 @@ def _link(node: Node, posts: dict[str, Node]) -> BadRow | None:
     if parent is None:
         return BadRow("parent_missing", f"no row has the message id {node.post.parent_id!r:.60}", node.row)
     if parent.post.role == node.post.role:
-        return BadRow("roles_do_not_alternate", f"a {node.post.role}'s reply to a {node.post.role}", node.row)
+        return BadRow("roles_do_not_alternate", f"the {node.post.role} replies to the {node.post.role}", node.row)
     parent.replies.append(node)
     return None
 
@@ -122,7 +122,7 @@ def _tree(tree: Tree, number: int, source: str) -> Iterator[Rated]:
         node, nested = stack.pop()
         for reply in nested.replies or []:
             if reply.role == nested.role:
-                raise BadRow("roles_do_not_alternate", f"a {reply.role}'s reply to a {reply.role}")
+                raise BadRow("roles_do_not_alternate", f"the {reply.role} replies to the {reply.role}")
             node.replies.append(Node(reply, number, answers))
             answers += reply.role == "assistant"
             stack.append((node.replies[-1], reply))
