@@ -43,3 +43,11 @@ def subnormal_floats() -> None:
     """Training flushes subnormal floats to zero, in its whole process, and hypothesis wants them."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_kernels() -> None:
+    """Compile what `prefkit build-pairs` asks for, so that no test depends on whether it is the first to build here."""
+    from prefkit.pairs import minhash
+
+    minhash.signatures(*minhash.shingles(["to be or not to be"], 2), minhash.permutations(8, 1))
