@@ -187,8 +187,10 @@ def fuzz(
     text = f'[build]\nchunk_bytes = 700_000\nlanguage = false\n[[build.inputs]]\nuse = "{use}"\n'
     chosen = pipeline(folder, *overrides, text=text)
     for name, written in (("all", lines), ("alone", alone)):
-        (folder / f"{name}.jsonl").write_bytes(b"\n".join(written) + b"\n")
-        build_pairs(chosen, folder / name, given=[str(folder / f"{name}.jsonl")])
+        raw = folder / f"raw-{name}" / "rows.jsonl"  # of one name, as details of rejects tell it
+        raw.parent.mkdir()
+        raw.write_bytes(b"\n".join(written) + b"\n")
+        build_pairs(chosen, folder / name, given=[str(raw)])
         assert verify(folder / name) == []
     read = sum(
         bool(line.removeprefix(b"\xef\xbb\xbf" if number == 0 else b"").strip()) for number, line in enumerate(lines)
