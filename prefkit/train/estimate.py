@@ -1,7 +1,7 @@
 """`prefkit train --dry-run`: what each phase would do, what memory it takes, and how long, without weights or training.
 
 The model is made of tensors without storage (torch's FakeTensorMode), so parameters are counted and not modelled, and
-what its layers hold and compute is measured on a few such tokens, as `prefkit.train.blocks` measures it on real ones:
+what its layers hold and compute is measured on such tokens, as `prefkit.train.blocks` measures it on real ones:
 exact for dense architectures and mixtures of experts (`experts.py`), of any size. With N parameters, of which n learn,
 T = `max_tokens`, and d, V the width and the vocabulary:
 
@@ -11,7 +11,8 @@ T = `max_tokens`, and d, V the width and the vocabulary:
     copies       about 2 N                weights in bfloat16 that autocast keeps while a forward goes on, or the layers
                                           until the backward pass; none under an adapter, whose weights are in 16 bits
     live         4 N                      a second model, where `reference = "live"` and there is no adapter
-    activations  T x measured             with an adapter up to a fifth less than this; or the GiB that the option gives
+    activations  T x measured             in a sequence of `max_length` tokens, with the masks that a CPU needs; up to a
+                                          fifth less with an adapter; or the GiB that the option gives
     head         8 min(T V, 2^26)         a chunk of logits and its gradient; and 4 T d for the hidden states
 
 Tokens are those of the first rows of the train split, tokenised, times the number of rows; the shards' order is a
@@ -174,7 +175,7 @@ def size(options: TrainOptions, phase: Phase, words: Any) -> Size:
                 blocks.keep(layer, keeping)
         autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=phase.dtype == "bfloat16")
         try:
-            copies, held = blocks.bytes_held(model, autocast)
+            copies, held = blocks.bytes_held(model, autocast, phase.longest)
             flops, more = forward_flops(model)
         except Exception as error:  # what depends on values has none to depend on: a loop over experts, for one
             raise TrainError(f"{type(model).__name__} cannot be measured without weights: {one_line(error)}") from error

@@ -86,7 +86,6 @@ def with_reference(
 
 def prepare_layers(job: Job, phase: Phase, now: Policy) -> None:
     """Let the layers keep and recompute as the phase says."""
-    longest = min(phase.max_tokens, phase.max_length or phase.max_tokens)
-    budget: dict[str, Any] = {"max_tokens": phase.max_tokens, "longest": longest, "autocast": now.autocast}
+    budget: dict[str, Any] = {"max_tokens": phase.max_tokens, "longest": phase.longest, "autocast": now.autocast}
     if said := blocks.prepare(now.model, phase.activation_checkpointing, compiled=phase.compile, **budget):
         job.progress.note(f"{phase.name}: {said}.")

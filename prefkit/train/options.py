@@ -96,6 +96,11 @@ class Phase:
     checkpoint_every: Count = 100  # steps between checkpoints
     keep_checkpoints: Count = 2  # older ones are deleted
 
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may have."""
+        return min(self.max_tokens, self.max_length or self.max_tokens)
+
 
 # Options that have an effect on one kind of objective only, and are refused elsewhere.
 SFT_ONLY = ("column",)
