@@ -14,7 +14,7 @@ The kinds are those that Dolma masks (Soldaini et al., arXiv:2402.00159). Names,
 numbers are not found; no pattern finds them well. A find may stand right beside letters of scripts that put no space
 between words, or particles behind them (Chinese, Japanese, Korean, Thai, …), and beside no others.
 
-How: one scan by Rust's regular expressions finds the few texts that might hold something (about 3 µs a text of 1,200
+How: one scan by Rust's regular expressions finds the few texts that might hold something (3 to 5 µs a text of 1,200
 characters); only those are looked at by Python's, which can look around and ask `ipaddress`.
 """
 
