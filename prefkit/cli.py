@@ -31,7 +31,7 @@ prefkit COMMAND --help tells more, with examples.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    atexit.register(gc.freeze)  # the interpreter ends without a last look through all objects: some 0.15 s
+    atexit.register(gc.freeze)  # the interpreter ends without a last look for garbage through all objects
     parser = make_parser()
     given, left = parser.parse_known_args(arguments)
     if given.command == "build-pairs" and not any(argument.startswith("-") for argument in left):

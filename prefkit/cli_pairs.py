@@ -125,7 +125,6 @@ def _build_pairs(given: argparse.Namespace) -> int:
         from prefkit.config import load_pipeline
         from prefkit.pairs import extend, minhash, remote, summary
         from prefkit.pairs.build import build_pairs
-        from prefkit.pairs.compiled import is_kept
         from prefkit.pairs.options import check_build
         from prefkit.pairs.publish import REPORT
         from prefkit.progress import Stages
@@ -144,7 +143,7 @@ def _build_pairs(given: argparse.Namespace) -> int:
         return 0
     started = time.perf_counter()
     finished_before = (out / "manifest.json").exists() and not given.overwrite
-    if given.engine == "local" and not given.quiet and not is_kept(vars(minhash)["_signatures"]):
+    if given.engine == "local" and not (given.quiet or finished_before or minhash.is_compiled()):
         print("prefkit: kernels are compiled for this machine first: some 10 seconds.", file=sys.stderr)
     with Stages(live=not given.quiet) as progress:
         record = build_pairs(

@@ -235,7 +235,7 @@ def clusters(
     also: Sequence[Path] = (),
 ) -> None:
     """members.npy, the ascending numbers of all prompts that have a near-duplicate, and of each its representative.npy
-    (the first of its cluster in input order), twin.npy (the earliest it was found similar to) and similarity.npy.
+    (the first of its cluster in input order) and similarity.npy (that to its twin, the earliest it was similar to).
 
     A representative is its own twin. What later steps say of these two is looked up here once, not by every bucket
     again: representative_ids.npy, twin_ids.npy and twin_origins.npy, each [members, 2]. joined.npy [joints, 2] are the
@@ -268,7 +268,6 @@ def clusters(
     np.save(folder / "joined.npy", joined[joined[:, 0] != joined[:, 1]])
     np.save(folder / "members.npy", members)
     np.save(folder / "representative.npy", representative)
-    np.save(folder / "twin.npy", members[twin])
     np.save(folder / "similarity.npy", similarity)
     np.save(folder / "representative_ids.npy", look_up(representative, "ids", buckets, counts))
     np.save(folder / "twin_ids.npy", look_up(members[twin], "ids", buckets, counts))

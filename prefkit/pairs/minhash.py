@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prefkit.errors import UsageError
-from prefkit.pairs.compiled import compiled
+from prefkit.pairs.compiled import compiled, is_kept
 from prefkit.pairs.packed import Packed
 
 U64 = npt.NDArray[np.uint64]
@@ -339,3 +339,8 @@ def similar_pairs(runs: Any, members: Any, hashes: Any, offsets: Any, threshold:
                     apart -= 1
             components = apart + 1
     return edges
+
+
+def is_compiled() -> bool:
+    """Whether this machine has compiled the kernels before, told by one that every build needs."""
+    return is_kept(_signatures)

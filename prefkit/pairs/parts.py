@@ -101,9 +101,8 @@ def rows(part: Part) -> Iterator[RawRow]:
 def let_go(part: Part) -> None:
     """Take the bytes of a part that was read out of the page cache, where they are a range of a local file.
 
-    For inputs that memory does not hold: while these pass through the cache, the system looks for pages to drop with
-    every page that it takes (a third of the time within the system when reading 16 GB with 24 GB of memory), and drops
-    the files between the steps.
+    For inputs that memory does not hold: while these pass through the cache, the system must find a page to drop for
+    every page that it takes, and drops the files between the steps.
     """
     is_range = part.end is not None and part.kind in ("lines", "array") and not part.file.is_remote
     if is_range and hasattr(os, "posix_fadvise"):  # which macOS has not

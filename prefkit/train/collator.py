@@ -110,5 +110,6 @@ def _is_conversation(value: Any) -> bool:
         isinstance(value, list | tuple)
         and len(value) > 0
         and all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in value)
+        and all(isinstance(message["content"], str) for message in value)
         and all(isinstance(text, str | None) for message in value for text in message.values())
     )

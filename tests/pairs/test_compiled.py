@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefkit.cli import main
-from prefkit.pairs import compiled
+from prefkit.pairs import compiled, minhash
 
 SAID = "kernels are compiled for this machine first"
 
@@ -38,9 +38,11 @@ def test_a_build_that_compiles_first_says_so(
     quiet: list[str],
     said: bool,
 ) -> None:
-    monkeypatch.setattr(compiled, "is_kept", lambda kernel: kept)
+    monkeypatch.setattr(minhash, "is_compiled", lambda: kept)
     (tmp_path / "p.toml").write_text('[build]\n[[build.inputs]]\nuse = "pairs"\n')
     (tmp_path / "raw.jsonl").write_text('{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}\n')
     command = ["build-pairs", str(tmp_path / "p.toml"), str(tmp_path / "raw.jsonl"), "--out", str(tmp_path / "out")]
     assert main([*command, "--workers", "1", *quiet]) == 0
     assert (SAID in capsys.readouterr().err) is said
+    assert main([*command, "--workers", "1", *quiet]) == 0
+    assert SAID not in capsys.readouterr().err, "nothing is left to do"

@@ -103,6 +103,7 @@ def test_what_cannot_be_used_is_counted_or_refused(words):
     [
         {"role": "user", "content": [{"type": "text", "text": "a?"}]},
         {"role": "user", "content": 3},
+        {"role": "assistant", "content": None},
         {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]},
     ],
 )
