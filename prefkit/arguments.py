@@ -54,6 +54,17 @@ def positive(text: str) -> int:
 positive.__name__ = "number"
 
 
+def not_negative(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
+
+
+not_negative.__name__ = "number"
+
+
 def above_zero(text: str) -> float:
     """A finite number above 0."""
     value = float(text)

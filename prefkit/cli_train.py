@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prefkit import collector
-from prefkit.arguments import above_zero, add_pipeline, command, positive, share
+from prefkit.arguments import above_zero, add_pipeline, command, not_negative, positive, share
 from prefkit.errors import UsageError
 
 TRAIN_EXAMPLES = """examples:
@@ -169,24 +169,24 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--reference", metavar="MODEL", help="also rewards, against this model")
     parser.add_argument("--against", metavar="MODEL", help="a second model, side by side, with the differences")
     parser.add_argument("--split", default="test", help="train or test (default: test)")
-    parser.add_argument("--beta", type=above_zero, default=0.1, help="of the rewards and the loss (default: 0.1)")
+    parser.add_argument("--beta", type=above_zero, help="of the rewards and the loss (default: 0.1)")
     parser.add_argument(
-        "--max-length", type=positive, default=1024, metavar="N", help="tokens of prompt and answer (default: 1024)"
+        "--max-length",
+        type=not_negative,
+        metavar="N",
+        help="tokens of prompt and answer (default: 1024; 0: no limit)",
     )
     parser.add_argument(
         "--max-length-policy",
         choices=("truncate_completion", "truncate_prompt_start", "drop", "error"),
-        default="truncate_completion",
         help="for what is longer (default: truncate_completion)",
     )
     parser.add_argument(
-        "--max-tokens",
-        type=positive,
-        default=8192,
-        metavar="N",
-        help="tokens of a bin: memory and speed (default: 8192)",
+        "--max-tokens", type=positive, metavar="N", help="tokens of a bin: memory and speed (default: 8192)"
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the computation; weights are always float32 (default)"
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="for tokens (default: beside the shards)")
     parser.add_argument("--chat-template", metavar="FILE", help="for a tokenizer that has none")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
@@ -203,6 +203,12 @@ def _evaluate(given: argparse.Namespace) -> int:
         from prefkit.train import evaluate, metrics
         from prefkit.train.render import render
 
+    if given.beta is not None and given.reference is None:
+        raise UsageError("--beta has no effect without --reference: there are no rewards.")
+    if given.max_length_policy is not None and given.max_length == 0:
+        raise UsageError("--max-length-policy has no effect without a limit (--max-length 0).")
+    names = ("beta", "max_length", "max_length_policy", "max_tokens", "dtype")
+    chosen = {name: value for name in names if (value := getattr(given, name)) is not None}
     silent = given.quiet or given.json
     with nullcontext(metrics.Silent()) if silent else metrics.live_progress(Console(stderr=True)) as progress:
         result = evaluate.evaluate(
@@ -211,15 +217,11 @@ def _evaluate(given: argparse.Namespace) -> int:
             reference_model=given.reference,
             against=given.against,
             split=given.split,
-            beta=given.beta,
-            max_length=given.max_length,
-            max_length_policy=given.max_length_policy,
-            max_tokens=given.max_tokens,
-            dtype=given.dtype,
             chat_template=given.chat_template,
             cache=given.cache,
             trust_remote_code=given.trust_remote_code,
             progress=progress,
+            **chosen,
         )
     if given.json:
         print(json.dumps(result, indent=1))

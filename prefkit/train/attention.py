@@ -325,10 +325,13 @@ def position_limit(model: nn.Module) -> int | None:
     """
     config = unwrap(model).config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
-    if kind == "dynamic":
-        return config.max_position_embeddings
-    return rope["original_max_position_embeddings"] if kind == "longrope" else None
+    tables = [table for table in rope.values() if isinstance(table, dict)] or [rope]  # one a kind of layers, or one
+    limits = [
+        table["original_max_position_embeddings"] if kind == "longrope" else config.max_position_embeddings
+        for table in tables
+        if (kind := table.get("rope_type")) in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)
 
 
 @torch.no_grad()

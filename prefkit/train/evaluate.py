@@ -82,7 +82,7 @@ def evaluate(
     against: str | Path | None = None,
     split: str = "test",
     beta: float = 0.1,
-    max_length: int | None = 1024,
+    max_length: int = 1024,
     max_length_policy: Policy = "truncate_completion",
     max_tokens: int = 8192,
     dtype: Dtype = "float32",
@@ -95,7 +95,8 @@ def evaluate(
 
     `data` is a data set's folder or URL, or a file in RewardBench's format. With a reference model: the DPO loss at
     `beta`, reward accuracy and margins, calibration. Without: log-probability accuracy alone, and of labels nothing.
-    With a model to hold it `against`: that one's figures as well, and the differences. Raises PrefkitError for a split
+    With a model to hold it `against`: that one's figures as well, and the differences. `max_length` are tokens of
+    prompt and answer together (0: no limit), as for a phase of training. Raises PrefkitError for a split
     without rows, a model that is not there, or a tokenizer without a chat template.
     """
     policy.quiet_transformers()
@@ -110,7 +111,7 @@ def evaluate(
             manifest=manifest,
             folder=folder,
             split=split,
-            how=Tokenising(max_length, max_length_policy, column=None, labels=labels),
+            how=Tokenising(max_length or None, max_length_policy, column=None, labels=labels),
             reference_model=reference_model,
             beta=beta,
             max_tokens=max_tokens,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from prefkit.errors import UsageError
 from prefkit.train import attention, template
@@ -27,8 +28,9 @@ def generate(
 ) -> list[str]:
     """A model's answer to each prompt, with its own chat template; `words` is the model's tokenizer.
 
-    Greedy at temperature 0, else sampled with `seed`. Prompts of similar length go through together, padded on the
-    left, with transformers' own attention. Model and random state are left as they were.
+    Greedy at temperature 0, else sampled with `seed` from all that the model says: of the settings that may come with a
+    model (top_p, a penalty on repetition), only what ends an answer counts. Prompts of similar length go through
+    together, padded on the left, with transformers' own attention. Model and random state are left as they were.
     """
     if max_new_tokens < 1:
         raise UsageError("max_new_tokens must be at least 1.")
@@ -36,6 +38,8 @@ def generate(
     answers = [""] * len(tokens)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0}
     how = sampling if temperature else {"do_sample": False}
+    own = model.generation_config.eos_token_id
+    how["eos_token_id"] = words.eos_token_id if own is None else own
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     with _as_transformers_has_it(model), _own_random_state(model.device, seed):
         for first in range(0, len(order), batch_size):
@@ -48,15 +52,18 @@ def generate(
 
 @contextmanager
 def _as_transformers_has_it(model: Any) -> Iterator[None]:
-    """Within, the model is in evaluation and takes transformers' attention in place of that of token trees."""
+    """Within, the model is in evaluation, takes transformers' attention in place of that of token trees, and has no
+    settings of its own for generation."""
     inner, training = attention.unwrap(model), model.training
-    kernel = inner.config._attn_implementation
+    kernel, settings = inner.config._attn_implementation, inner.generation_config
     inner.set_attn_implementation("sdpa" if inner._supports_sdpa else "eager")
+    inner.generation_config = GenerationConfig()
     model.eval()
     try:
         yield
     finally:
         inner.set_attn_implementation(kernel)
+        inner.generation_config = settings
         model.train(training)
 
 
@@ -80,7 +87,6 @@ def _batch(model: Any, words: Any, prompts: list[np.ndarray], **how: Any) -> lis
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         pad_token_id=pad,
-        eos_token_id=model.generation_config.eos_token_id or words.eos_token_id,
         **how,
     )
     return [words.decode(row[width:], skip_special_tokens=True).strip() for row in output]

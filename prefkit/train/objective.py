@@ -77,6 +77,7 @@ class Given:
 
 
 FIELDS = tuple(field.name for field in fields(Given))
+OF_WHOLE_STEP = ("mismatched_M", "state")  # mean something for all pairs of a step alone
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,22 @@ class Term:
     @classmethod
     def of(cls, weight: float, call: Call) -> Term:
         """The loss at an address; UsageError if it asks for something that there is not."""
-        asks = terms.asks(call.address)
+        asks, whole_step = terms.asks(call.address), terms.is_of_whole_step(call.address)
         for name in asks:
             if name not in FIELDS:
                 raise UsageError(f"{call.address} asks for {name}; a loss is given {', '.join(FIELDS)}.")
+            if name in OF_WHOLE_STEP and not whole_step:
+                raise UsageError(
+                    f"{call.address} asks for {name}, which only a loss of the whole step is given: let it return a "
+                    "StepOutput, and say so: -> StepOutput."
+                )
         if "mismatched_M" in asks and "reference" not in asks:
             raise UsageError(f"{call.address} asks for mismatched_M, which are log-ratios, but for no reference.")
-        return cls(weight, call.function(), asks, terms.is_of_whole_step(call.address))
+        return cls(weight, call.function(), asks, whole_step)
 
     def __call__(self, given: Given, state: Tensor | None) -> LossOutput | StepOutput:
-        return self.loss(*(getattr(replace(given, state=state), name) for name in self.asks))
+        given = replace(given, state=state)
+        return self.loss(*(getattr(given, name) for name in self.asks))
 
 
 @dataclass(frozen=True)

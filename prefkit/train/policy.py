@@ -290,7 +290,7 @@ def check_fits(model: Any, tokenizer: Any, longest: int) -> None:
         raise TrainError(
             f"the tokenizer has {len(tokenizer)} entries, the model only {rows}: they do not belong together."
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise TrainError(
             f"the longest sequence has {longest} tokens, the model {positions} positions: lower max_length to that "

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow.parquet as pq
-import torch
 from annotated_types import Ge, MinLen
 
 from prefkit.errors import TrainError
@@ -59,7 +58,7 @@ class Samples:
     def take(self, policy: Policy, step: int) -> None:
         """Let the model answer, on all ranks alike, and write the answers down as those of this step."""
         how = {key: getattr(self.options, key) for key in ("max_new_tokens", "temperature", "seed")}
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.dtype == "bfloat16"):
+        with policy.autocast():
             answers = generate(policy.model, self.tokenizer, self.prompts, **how)
         new = [
             {"phase": self.phase, "step": step, "prompt": prompt, "answer": text}

@@ -257,6 +257,15 @@ def test_rotary_scaling_that_depends_on_the_batch_has_a_limit(kind, limit):
     assert position_limit(model) == limit
 
 
+def test_the_limit_is_that_of_any_kind_of_layers():
+    """Gemma 3 has a table for each kind; of its full attention alone the frequencies depend on the batch."""
+    plain = {"rope_type": "default", "rope_theta": 1e4}
+    for dynamic, limit in ((True, 256), (False, None)):
+        full = {**plain, "rope_type": "dynamic", "factor": 2.0} if dynamic else plain
+        rope = {"full_attention": full, "sliding_attention": plain}
+        assert position_limit(make_model("Gemma3Text", rope_parameters=rope)) == limit
+
+
 def test_sequences_beyond_that_limit_are_refused():
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16, **factors}

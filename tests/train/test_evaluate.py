@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefkit.cli import main
 from prefkit.errors import DataError, TrainError
 from prefkit.train import evaluate, generate, intervals, run
 from prefkit.train.metrics import Silent
@@ -115,6 +116,25 @@ def test_what_cannot_be_evaluated(trained, tmp_path):
     write_data_set(tmp_path / "d", [pair("long prompt", "x", "y")])
     with pytest.raises(TrainError, match=r"no pair can be evaluated: .*1 prompt too long"):
         evaluate.evaluate(start, data=tmp_path / "d", split="train", max_length=2)
+
+
+def test_no_limit_cuts_nothing(trained):
+    data, start, *_ = trained
+    short, whole = (evaluate.evaluate(start, data=data, max_length=length)["counts"] for length in (30, 0))
+    assert short["completion_cut"] + short["prompt_too_long"] > 0
+    assert (whole["completion_cut"], whole["examples"]) == (0, whole["rows"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--beta", "0.2"], "--beta has no effect without --reference"),
+        (["--max-length", "0", "--max-length-policy", "drop"], "--max-length-policy has no effect without a limit"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, capsys, given, message):
+    assert main(["evaluate", "model", "--data", str(tmp_path), *given]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_read_only_data_set_is_left_alone(trained, monkeypatch):

@@ -132,6 +132,10 @@ def test_a_loss_from_outside_may_look_at_the_whole_step(tmp_path: Path, monkeypa
     address = losses(tmp_path, "return LossOutput(d, d, d)", also=", weather")
     with pytest.raises(UsageError, match="asks for weather; a loss is given policy, reference, margins_P"):
         Preference.of([Weighted(1.0, Call(address, {}))])
+    for name in ("mismatched_M", "state"):  # a bin has not all of the one, and the other is kept between steps
+        address = losses(tmp_path, "return LossOutput(d, d, d)", also=f", {name}")
+        with pytest.raises(UsageError, match=f"asks for {name}, which only a loss of the whole step is given"):
+            Preference.of([Weighted(1.0, Call(address, {}))])
     address = losses(tmp_path, "return LossOutput(d, d, d)", returns="Unheard")
     with pytest.raises(UsageError, match="Unheard"):
         check(pipeline(tmp_path, RANDOM.replace("sigmoid", address)))

@@ -55,6 +55,20 @@ def test_before_during_and_after_in_each_phase_also_when_killed(data, tmp_path):
     )
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_are_the_model_s_whatever_settings_it_came_with(data, tmp_path, temperature):
+    run.train(pipeline(data, {**SFT, "max_steps": 2}), data=data, out=tmp_path / "r")
+    model, words = (kind.from_pretrained(tmp_path / "r" / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    ask = {"prompts": [[{"role": "user", "content": "Say yes."}]], "max_new_tokens": 12, "temperature": temperature}
+    plain = generate.generate(model, words, **ask)
+    model.generation_config.update(repetition_penalty=50.0, top_p=0.01, do_sample=True)
+    before = model.generation_config.to_dict()
+    assert generate.generate(model, words, **ask) == plain
+    assert model.generation_config.to_dict() == before
+    model.generation_config.eos_token_id = list(range(len(words)))
+    assert generate.generate(model, words, **ask) != plain, "but where an answer ends is the model's own"
+
+
 def test_prompts_are_the_first_by_hash_whatever_their_order(tmp_path):
     rows = [pair(f"Say {n}.", "yes", "no", prompt_id=f"{n * 7 % 10}") for n in range(10)]
     found = []
