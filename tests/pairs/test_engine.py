@@ -372,7 +372,8 @@ def test_a_build_survives_a_killed_process(
 def test_dask_gives_the_same_bytes(
     raw: Path, expected: dict[str, bytes], marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distributed = pytest.importorskip("distributed", reason="needs dask's distributed")
+    import distributed
+
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     (example,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "scaling.md").read_text(), flags=re.DOTALL)
     (tmp_path / "my_cluster.py").write_text(example)
