@@ -6,6 +6,7 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
+from prefkit import manifest
 from prefkit.arguments import command, fail
 from prefkit.errors import DataError, UsageError
 
@@ -16,6 +17,7 @@ EXAMPLES = """examples:
   prefkit report run --watch --open           while it trains, from before it begins
 """
 MOST_RUNS = 8  # colours that can be told apart
+NEITHER = "neither a data set (no manifest.json) nor a run (no run.json)"
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,8 +56,8 @@ def _report(given: argparse.Namespace) -> int:
     for folder in given.folders:
         if folder not in data_sets and not (folder / "run.json").exists():
             raise DataError(
-                f"{folder}: neither a data set (no manifest.json) nor a run (no run.json). Give a folder that prefkit "
-                "build-pairs or prefkit train wrote."
+                f"{folder}: {manifest.what_else(folder) or NEITHER}. Give a folder that prefkit build-pairs or prefkit "
+                "train wrote."
             )
     if data_sets and len(given.folders) > 1:
         raise UsageError(f"{data_sets[0]} is a data set; only runs are compared. Report it alone.")

@@ -19,6 +19,8 @@ from prefkit.errors import DataError
 
 FILE_NAME = "manifest.json"
 FORMAT = 2
+EXPORT = "export.json"
+OTHERS = {EXPORT: "an export of prefkit for another trainer", "run.json": "a run of prefkit train"}  # not data sets
 Kind = Literal["pairs", "labels", "conversations"]  # rows of schema.PAIRS, of schema.LABELS, of `adopt`
 
 
@@ -131,11 +133,20 @@ def read(folder: Path) -> Manifest:
         raise DataError(
             f"{folder}: no such folder. Build the data set first: prefkit build-pairs PIPELINE --out {folder}"
         )
+    if what := what_else(folder):
+        raise DataError(f"{folder}: {what}, and no data set. Give the folder of the data set that it was made from.")
     if not path.exists():
         raise DataError(
             f"{folder}: no {FILE_NAME}, so this is not a finished data set. Run prefkit build-pairs to its end."
         )
     return parse(path.read_bytes(), str(path))
+
+
+def what_else(folder: Path) -> str:
+    """What a folder is that prefkit made and that is no data set; empty if it is neither."""
+    if (folder / FILE_NAME).exists():
+        return ""
+    return next((what for name, what in OTHERS.items() if (folder / name).exists()), "")
 
 
 def parse(text: bytes, where: str) -> Manifest:

@@ -17,14 +17,16 @@ are then moved into place, and the manifest is written last; behind it, for peop
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from prefkit import manifest
 from prefkit.config import Pipeline, load_pipeline
+from prefkit.errors import DataError
 from prefkit.manifest import Manifest
-from prefkit.pairs import encoding, engines, extend, publish, remote, report
+from prefkit.pairs import encoding, engines, extend, gone, publish, remote, report
 from prefkit.pairs.engine import Task, run
 from prefkit.pairs.options import check_build
 from prefkit.pairs.read import close_parts, read_part
@@ -91,7 +93,7 @@ def build_pairs(
         selected, sketches = steps.select(buckets, united, clusters)
         selected, of_flags = steps.exclude(selected)
         selected = steps.mix(selected)
-        remarks = [*encoding.remarks(sources, read), *of_flags]
+        remarks = [*encoding.remarks(sources, read), *gone.remarks(sources, read), *of_flags]
         record = publish.account(plan(), sources, read, selected, before, remarks)
         files = steps.write(read, selected)
         record = publish.publish(out, record, files, sketches, before)
@@ -111,6 +113,11 @@ def _index(sources: Sequence[Source], stages: Stages) -> None:
 def _report(out: Path, stages: Stages) -> None:
     """The report of the finished data set in `out`; what goes wrong here is repaired by the next run."""
     if not (out / publish.REPORT).exists():
+        if not os.access(out, os.W_OK):
+            raise DataError(
+                f"{out}: finished, but without {publish.REPORT}, and it may not be written to. "
+                f"Add --no-report, or write the page elsewhere: prefkit report {out} --out FILE"
+            )
         stages.stage("report", 1)
         report.write(out, scratch=out / ".work")
         stages.advance(1)

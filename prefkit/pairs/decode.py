@@ -119,9 +119,9 @@ def _rows_of(rated: Rated) -> list[int]:
 
 
 def _blamed(source: Call, file: str, row: int, error: Exception) -> Exception:
-    """What a source from outside prefkit raised, as a sentence; an error of ours as it is."""
+    """What a source from outside prefkit raised, as a sentence; an error of ours as it is, but for the file."""
     if not source.is_external:
-        return error
+        return UsageError(f"{file}: {error}") if isinstance(error, UsageError) else error
     return UsageError(f"{source.address} failed at {file}, row {row}: {type(error).__name__}: {error}")
 
 

@@ -32,7 +32,7 @@ from prefkit.pairs.formats import LeftOut, Pair, Record
 from prefkit.progress import Stages
 from prefkit.resolve import functions_of, summary
 
-FILE_NAME = "export.json"
+FILE_NAME = manifest.EXPORT
 BATCH_ROWS = 1000
 Format = Callable[[Sequence[Pair]], Iterator[Record | LeftOut]]
 COUNTS = ("rows", "records", "left_out")

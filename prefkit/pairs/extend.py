@@ -133,12 +133,12 @@ def check(before: Before, options: Options, sources: Sequence[Source] = ()) -> N
     if options.exclude:
         exclude.refuse_standing(before.folder, before.record, options.exclude)
     there, here = before.record.options, json.loads(json.dumps(options.shown()))
-    for section in ("dedupe", "split"):
-        for name in sorted(there[section].keys() | here[section].keys()):
-            was, is_now = there[section].get(name), here[section].get(name)
-            if was != is_now:
+    for section in ("dedupe", "split", "redact"):
+        was, is_now = there[section] or {}, here[section] or {}  # without [build.redact] it is false
+        for name in sorted(was.keys() | is_now.keys()):
+            if was.get(name) != is_now.get(name):
                 raise UsageError(
-                    f"[build.{section}] {name}: {is_now!r} here, but {was!r} in {before.folder}; "
+                    f"[build.{section}] {name}: {is_now.get(name)!r} here, but {was.get(name)!r} in {before.folder}; "
                     "what is added must be compared and split in the same way."
                 )
     how: dedupe.Dedupe = options.dedupe.function()()

@@ -201,12 +201,13 @@ def _fixed(table: dict[str, Any], pipeline: Pipeline, name: str, address: str) -
     return check(address, config.section(table, name, where), where)
 
 
-def _used(options: Any, home: str, where: str, pipeline: Pipeline) -> Call:
+def _used(options: Any, home: str, where: str, pipeline: Pipeline, entry: str = "") -> Call:
+    """The function that a table of options names; `entry` tells which table it is, where there are several."""
     where = f"{pipeline.name}: {where}"
     if not isinstance(options, dict) or not isinstance(options.get("use"), str):
-        raise UsageError(f'{where}: say which function with use = "name".')
+        raise UsageError(f'{where}{entry}: say which function with use = "name".')
     rest = {name: value for name, value in options.items() if name != "use"}
-    return check(find(options["use"], home, where), rest, f"{where} {options['use']}")
+    return check(find(options["use"], home, f"{where}{entry}"), rest, f"{where} {options['use']}{entry}")
 
 
 def _inputs(
@@ -221,16 +222,18 @@ def _inputs(
     sources: list[Call] = []
     settings: list[Call] = []
     groups: list[list[inputs.Place]] = []
-    for entry in entries:
-        of_file = entry.pop("paths", [])
-        paths = list(given) or of_file
+    for number, entry in enumerate(entries, 1):
+        which = f" (entry {number} of {len(entries)})" if len(entries) > 1 else ""
+        paths = list(given) or entry.get("paths", [])
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise UsageError(f"{where}: paths must be a list of texts, not {paths!r}.")
+            raise UsageError(f"{where}{which}: paths must be a list of texts, not {paths!r}.")
         if not paths:
-            raise UsageError(f"{where}: no files. Give them: prefkit build-pairs {pipeline.name} FILE … --out DIR")
+            mend = "Add paths." if which else f"Give them: prefkit build-pairs {pipeline.name} FILE … --out DIR"
+            raise UsageError(f"{where}{which}: no files. {mend}")
         own = {name: entry.pop(name) for name in options_of(mix.entry) if name in entry}
-        settings.append(check("prefkit.pairs.mix:entry", own, f"{where} {entry.get('use', '')}"))
-        sources.append(_used(entry, "prefkit.pairs.sources.", "[[build.inputs]]", pipeline))
+        settings.append(check("prefkit.pairs.mix:entry", own, f"{where} {entry.get('use', '')}{which}"))
+        rest = {name: value for name, value in entry.items() if name != "paths"}
+        sources.append(_used(rest, "prefkit.pairs.sources.", "[[build.inputs]]", pipeline, which))
         groups.append(inputs.expand(paths, Path() if given else pipeline.folder, out))
     if len({own.options["weight"] is None for own in settings}) > 1:
         raise UsageError(f"{where}: some entries have a weight and some have none; give one to all, or to none.")
@@ -244,6 +247,8 @@ def _language(table: dict[str, Any], pipeline: Pipeline) -> Call | None:
     if call.options["model"] != SHIPPED:
         call.options["model"] = str(pipeline.folder / os.path.expanduser(call.options["model"]))
     model_path(call.options["model"])
+    if (k := call.options["k"]) > 1 and (known := tags_of(call.options["model"])) and k > len(known):
+        raise UsageError(f"{pipeline.name}: [build.language] k = {k}: the model has no more than {len(known)} tags.")
     return call
 
 

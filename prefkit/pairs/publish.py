@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from prefkit import manifest
 from prefkit.config import Pipeline
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import InputFile, Manifest, Shard, SketchFile, StageReport
-from prefkit.pairs import card, extend, software, tables
+from prefkit.pairs import card, extend, gone, software
 from prefkit.pairs.engine import Task, remove, sweep
 from prefkit.pairs.extend import Before
 from prefkit.pairs.options import Options
@@ -47,8 +45,15 @@ class PlannedFile:
 
 @contextmanager
 def only_builder(out: Path) -> Iterator[None]:
-    """Make OUT and hold its lock, so that two builds never mix. UsageError for a folder that is not ours."""
+    """Make OUT and hold its lock, so that two builds never mix. UsageError for a folder that is not ours.
+
+    A finished data set that may not be written to is not locked: we can only look whether it is what is asked for,
+    which no other builder minds; whatever else there was to do fails where it would write.
+    """
     _check_ours(out)
+    if (out / manifest.FILE_NAME).exists() and not os.access(out, os.W_OK):
+        yield
+        return
     work = out / ".work"
     made = [path for path in (work, *work.parents) if not path.exists()]
     work.mkdir(parents=True, exist_ok=True)
@@ -110,7 +115,7 @@ def _remove_if_unused(work: Path, made: list[Path]) -> None:
 def cleaning(out: Path, keep_work: bool) -> Iterator[None]:
     """Remove the finished steps while something else is done: no half-removed step counts as done."""
     work = out / ".work"
-    if keep_work:
+    if keep_work or not os.access(out, os.W_OK):
         yield
         return
     with ThreadPoolExecutor(REMOVERS) as removers:  # large files take a while, in which others go on
@@ -229,25 +234,11 @@ def account(
     if not kept:
         main = fallen.most_common(3)
         fell = ", ".join(f"{reason} {count:,}" for (_, _, reason), count in main) or "nothing; the input is empty"
-        example = _example(main[0][0], [*read, *selected]) if main else ""
+        example = gone.example(main[0][0], [*read, *selected]) if main else ""
         said = "".join(f" {remark}" for remark in remarks)
         raise DataError(f"no {planned.kind} left of {rows:,} rows. Most fell to: {fell}.{example}{said}")
     remarks = [*(before.record.remarks if before.record else []), *remarks]
     return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages, remarks=remarks)
-
-
-def _example(fate: tuple[str, bool, str], folders: Sequence[Path]) -> str:
-    """A sentence about one reject of a stage and reason, since no data set is left to look at."""
-    stage, is_row, reason = fate
-    wanted = (pl.col("stage") == stage) & (pl.col("reason") == reason)
-    wanted &= pl.col("completion_index").is_null() if is_row else pl.col("completion_index").is_not_null()
-    for rows in (rows for folder in folders for rows in tables.read(folder / "rejects.arrow")):
-        for found in rows.filter(wanted).head(1).iter_rows(named=True):
-            detail = f": {found['detail']}" if found["detail"] else ""
-            wrong_source = is_row and reason != "not_utf8"
-            mend = " Is it the right source? prefkit init FILE tells which one reads a file." if wrong_source else ""
-            return f" For example {found['origin_file']}, row {found['origin_row']}, {reason}{detail}.{mend}"
-    return ""
 
 
 def _rows_of_files(planned: Manifest, sources: Sequence[Source], reads: Sequence[Any]) -> list[InputFile]:

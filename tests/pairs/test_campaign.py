@@ -383,6 +383,27 @@ def test_a_read_only_folder(case: Case, disk: Path) -> None:
     case.finish(disk / "out")
 
 
+def test_a_finished_data_set_that_may_not_be_written_to(case: Case, disk: Path) -> None:
+    """It is found as finished; what is not asked for by it, or is still to be made, is told in one sentence."""
+    out = disk / "out"
+    shutil.copytree(case.folder / "new", out)  # with its finished steps, which cannot be removed
+    remount(disk, "ro")
+    again = [word for word in case.command(out) if word != "--overwrite"]
+    assert Builder(again).ended() == (0, "")
+    assert contents(out) == case.new
+    code, message = Builder([*again, "--limit", "5"]).ended()
+    assert (code, len(message.splitlines())) == (2, 1), message
+    assert "holds a finished data set of other inputs" in message
+    remount(disk, "rw")
+    (out / "report.html").unlink()
+    remount(disk, "ro")
+    code, message = Builder(again).ended()
+    assert (code, len(message.splitlines())) == (1, 1), message
+    assert "may not be written to. Add --no-report, or write the page elsewhere" in message
+    assert Builder([*again, "--no-report"]).ended() == (0, "")
+    remount(disk, "rw")
+
+
 def test_two_builds_in_one_folder(case: Case, tmp_path: Path) -> None:
     out = case.copy_old(tmp_path / "out")
     first = Builder(case.command(out))

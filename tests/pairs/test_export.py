@@ -21,6 +21,25 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("chats"), conversations())
 
 
+def test_who_wants_a_data_set_and_is_given_an_export_is_told(
+    chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    export.export(chats, Path(out), format="trl")
+    for command in (
+        ["verify", out],
+        ["why", out, "raw.jsonl:1"],
+        ["view", out],
+        ["report", out],
+        ["export", out, "--format", "kto", "--out", out],
+    ):
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"prefkit: {out}: an export of prefkit for another trainer"), command
+        assert "Give " in said
+    assert main(["verify", str(chats)]) == 0
+
+
 def test_equal_data_sets_give_equal_bytes(tmp_path: Path) -> None:
     rows = conversations()
     first, second = build(tmp_path / "a", rows), build(tmp_path / "b", rows[::-1])

@@ -293,6 +293,8 @@ def test_what_does_not_fit_is_refused(chain: Path, tmp_path: Path, monkeypatch: 
          r"\[build.dedupe\] threshold: 0.7 here, but 0.6 in"),
         (pipeline(tmp_path / "s", "build.split.seed=9", text=TEXT), chain / "one", tmp_path / "o", chain / "b.jsonl",
          r"\[build.split\] seed"),
+        (pipeline(tmp_path / "r", "build.redact.kinds=['ip']", text=TEXT), chain / "one", tmp_path / "o",
+         chain / "b.jsonl", r"\[build.redact\] kinds: \['ip'\] here, but None in"),
         (chosen, chain / "two", tmp_path / "o", chain / "a.jsonl", r"already in .*two, as a.jsonl"),
         (chosen, chain / "one", chain / "one", chain / "b.jsonl", "a folder apart"),
         (chosen, chain / "one", chain / "one" / "in", chain / "b.jsonl", "a folder apart"),

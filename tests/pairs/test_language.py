@@ -137,6 +137,15 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
         language(["ok"], model=str(tmp_path / "lid.bin"))
 
 
+def test_more_tags_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").touch()
+    text = '[[build.inputs]]\nuse = "pairs"\npaths = ["raw.jsonl"]\n[build.language]\nk = {}\n'
+    for k in (176, 177):
+        (tmp_path / "p.toml").write_text(text.format(k))
+        with pytest.raises(UsageError, match="k = 177: the model has no more than 176") if k > 176 else nullcontext():
+            check_build(load_pipeline(tmp_path / "p.toml"))
+
+
 def test_a_language_that_no_text_is_tagged_as_is_refused(tmp_path: Path) -> None:
     (tmp_path / "raw.jsonl").touch()
     text = '[[build.inputs]]\nuse = "pairs"\npaths = ["raw.jsonl"]\n[[build.filters]]\nuse = "languages"\nallow = {}\n'

@@ -192,17 +192,40 @@ def test_scores_from_weights_over_aspects(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_aspect_that_is_not_rated_is_named(folder: Path, tmp_path: Path) -> None:
-    build(folder, tmp_path / "out", "build.inputs.0.score_weights={helpfull = 1}")
+    record = build(folder, tmp_path / "out", "build.inputs.0.score_weights={helpfull = 1}")
+    assert [remark.partition("; rated")[0] for remark in record.remarks] == [
+        "first.jsonl: nothing is left once read. Most of it fell to missing_aspect. For example first.jsonl, row 1, "
+        "missing_aspect: score_weights asks for helpfull"
+    ]
     fallen = rejects_of(tmp_path / "out").filter(pl.col("reason") == "missing_aspect")
     assert set(fallen["origin_file"]) == {"first.jsonl"}
     assert all(text.startswith("score_weights asks for helpfull; rated are ") for text in fallen["detail"])
     assert any("helpfulness" in text for text in fallen["detail"])
 
 
+def test_files_of_which_nothing_is_left_are_told_by_their_reason(folder: Path, tmp_path: Path) -> None:
+    for name, text in {"b": "", "c": "{}\n", "d": '{"instruction": "Q", "completions": []}\n{}\n{}\n'}.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    good = str(folder / "first.jsonl")
+    text = TWO.replace('["first.jsonl"]', '["[a-d].jsonl"]').replace('["second.jsonl"]', f'["{good}"]')
+    wrong = ["b.jsonl: no rows.", "c.jsonl and 1 more: nothing is left once read. Most of it fell to wrong_type."]
+    said = build_pairs(pipeline(tmp_path, text=text), tmp_path / "out").remarks
+    assert [remark.partition(" For example")[0] for remark in said] == wrong
+    assert "c.jsonl, row 1, wrong_type: Object missing required field" in said[1]
+    with pytest.raises(DataError, match=r"no pairs left of 4 rows.*wrong_type 3") as none:
+        build_pairs(pipeline(tmp_path, text=text.replace(good, "c.jsonl").replace("[a-d]", "[bd]")), tmp_path / "none")
+    assert "nothing is left once read" not in str(none.value)
+
+
 @pytest.mark.parametrize(
     "override, words",
     [
         (WEIGHT(0, 1), "some entries have a weight"),
+        ("build.inputs.1.score=1", r"test: \[\[build.inputs\]\] ultrafeedback \(entry 2 of 2\): option score"),
+        ("build.inputs.1.use=ultrafedback", r"test: \[\[build.inputs\]\] \(entry 2 of 2\): there is no"),
+        ("build.inputs.1.paths=3", r"test: \[\[build.inputs\]\] \(entry 2 of 2\): paths must be"),
+        ("build.inputs.1.paths=[]", r"test: \[\[build.inputs\]\] \(entry 2 of 2\): no files. Add paths."),
+        (CAP(1, 0), r"test: \[\[build.inputs\]\] ultrafeedback \(entry 2 of 2\): option cap"),
         (CAP(0, 0), "option cap"),
         (CAP(0, "true"), "option cap: Input should be a valid integer, not True"),
         (WEIGHT(0, -1), "option weight"),

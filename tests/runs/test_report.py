@@ -319,6 +319,8 @@ def test_the_command_tells_what_a_folder_holds(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "x.html").exists()
     assert "neither a data set (no manifest.json) nor a run (no run.json)" in fails(capsys, 1, tmp_path)
     assert "neither a data set" in fails(capsys, 1, a, tmp_path / "missing")
+    assert main(["verify", str(a)]) == 1
+    assert f"{a}: a run of prefkit train, and no data set" in capsys.readouterr().err
     assert "is given twice" in fails(capsys, 2, a, a)
     assert "at most 8 runs" in fails(capsys, 2, *(tmp_path / str(number) for number in range(9)))
     assert "is a folder. Give the name of a file" in fails(capsys, 2, a, "--out", tmp_path)

@@ -18,11 +18,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 
+from prefkit.errors import UsageError
 from prefkit.pairs import scores
 from prefkit.pairs.records import BadRow, Completion, Message, Rated
 from prefkit.pairs.scores import How, Score
@@ -54,10 +55,12 @@ def helpsteer2(
     row: Row,
     *,
     score: Literal["weights", "helpfulness", "correctness", "coherence", "complexity", "verbosity"] = "weights",
-    weights: Mapping[Aspect, FiniteFloat] = WEIGHTS,
+    weights: Annotated[Mapping[Aspect, FiniteFloat], Field(min_length=1)] = WEIGHTS,
     aggregate: How = "mean",
 ) -> Iterator[Rated]:
     """HelpSteer2's rows: a prompt and an answer that people rated on five aspects from 0 to 4."""
+    if score != "weights" and weights != WEIGHTS:
+        raise UsageError(f'[[build.inputs]] helpsteer2: weights have no effect with score = "{score}"; leave one out.')
     if row.response is msgspec.UNSET:
         raise BadRow("other_subset", 'no "response": only the files with one rated answer a row are read')
     prompt = _turns(row.prompt)

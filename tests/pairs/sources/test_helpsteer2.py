@@ -44,6 +44,10 @@ def test_one_aspect_or_other_weights_by_option() -> None:
     assert only(one("helpsteer2", raw, weights={"helpfulness": 1, "verbosity": -2})).score == 2
     with pytest.raises(UsageError, match="weights"):
         one("helpsteer2", raw, weights={"helpfullness": 1})
+    with pytest.raises(UsageError, match=r"raw.jsonl: .* no effect with score"):
+        one("helpsteer2", raw, score="helpfulness", weights={"verbosity": 1})
+    with pytest.raises(UsageError, match="at least 1"):
+        one("helpsteer2", raw, weights={})
     with pytest.raises(UsageError, match="finite"):
         one("helpsteer2", raw, weights={"helpfulness": float("inf")})
 
