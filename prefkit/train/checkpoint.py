@@ -11,16 +11,14 @@ follow those of the file before; a rank reads the rows that are its own now, so 
 torch.distributed.checkpoint would do the same, but its own format loads its metadata by pickle, and its safetensors
 format has changed between versions of torch; rows in order need neither.
 
-A folder is written under another name, flushed to disk, and renamed: one
-that has its name is complete. `SHA256SUMS` tells whether it still is what was written: the newest one is compared
-before anything of it is used. Only tensors and JSON are read back, never pickles.
+A folder that has its name is complete (`files.whole_folder`), and its `SHA256SUMS` tells whether it still is what was
+written: the newest one is compared before anything of it is used. Only tensors and JSON are read back, never pickles.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,35 +36,6 @@ from prefkit.train import files, parallel
 from prefkit.train import optimizer as optimizers
 from prefkit.train.optimizer import MOMENTS, WHOLE
 from prefkit.train.policy import Policy
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` at once when all is written, and vanishes if writing fails.
-
-    It also gets the SHA-256 sums of its files.
-    """
-    temporary = _temporary(target)
-    for left_by_a_crash in (temporary, _doomed(target)):
-        shutil.rmtree(left_by_a_crash, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        with files.naming(target):
-            yield temporary
-            files.write_sums(temporary)
-            for path in temporary.rglob("*"):
-                _flush(path)
-            if target.exists():
-                _remove(target)
-            temporary.rename(target)
-            _flush(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(target.name + ".tmp")
 
 
 def save(
@@ -90,13 +59,13 @@ def save(
             (target / "state.json").write_text(json.dumps({"step": step, **state}))
     if parallel.is_first():
         for old in _finished(folder)[:-keep]:
-            _remove(old)
+            files.remove(old)
 
 
 @contextmanager
 def _folder_of_all_ranks(target: Path) -> Iterator[Path]:
-    """`whole_folder` for all ranks to write into: the first makes it, and puts it into place when all are done."""
-    with whole_folder(target) if parallel.is_first() else nullcontext(_temporary(target)) as folder:
+    """`files.whole_folder` for all ranks to write into: the first makes it, and puts it in place when all are done."""
+    with files.whole_folder(target) if parallel.is_first() else nullcontext(files.unfinished(target)) as folder:
         parallel.wait()  # the folder is there
         yield folder
         parallel.wait()  # all have written
@@ -121,7 +90,7 @@ def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer, 
     for name, tensors in kinds.items():
         with files.naming(target):
             save_file(tensors, target / f"{name}{part}.safetensors")
-        _flush(target / f"{name}{part}.safetensors")
+        files.flush(target / f"{name}{part}.safetensors")
 
 
 def held(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -194,25 +163,5 @@ def _read_rows(parts: list[Any], name: str, into: Tensor) -> None:
         before += length
 
 
-def _remove(path: Path) -> None:
-    """Delete a folder under another name, so that it never stands there half."""
-    doomed = _doomed(path)
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _doomed(path: Path) -> Path:
-    return path.with_name(f"{path.name}.old.tmp")
-
-
 def _finished(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

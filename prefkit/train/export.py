@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prefkit.train import adapters, parallel
-from prefkit.train.checkpoint import whole_folder
+from prefkit.train.files import whole_folder
 from prefkit.train.options import TrainOptions
 from prefkit.train.policy import Policy, own_config
 

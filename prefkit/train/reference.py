@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from safetensors.numpy import save_file
 from prefkit.errors import TrainError
 from prefkit.train import parallel
 from prefkit.train.examples import Examples
-from prefkit.train.files import naming, scratch, sweep
+from prefkit.train.files import flush, naming, scratch, sweep
 from prefkit.train.metrics import Progress
 from prefkit.train.policy import Policy, weights_hash
 from prefkit.train.store import Store
@@ -111,8 +110,7 @@ def _write(path: Path, logps: np.ndarray) -> None:
     with naming(path), scratch(path.parent) as folder:
         temporary = folder / path.name
         save_file({"logps": logps}, temporary, metadata={"sha256": _sha256(logps)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.replace(path)
 
 

@@ -165,7 +165,7 @@ def prepare_tokenizer(options: TrainOptions, data: Path, manifest: Manifest, out
         kept = out / "tokenizer"
         if not kept.exists():
             call = resolve.check("prefkit.train.tokenizer:train_bpe", model.tokenizer, "[model] tokenizer")
-            with checkpoint.whole_folder(kept) as folder:
+            with files.whole_folder(kept) as folder:
                 tokenizer.train_bpe(data, manifest, **call.options).save_pretrained(folder)
         words = tokenizer.load_tokenizer(kept)
     else:

@@ -1,6 +1,5 @@
 """Checkpoints: all of the state, at once or not at all, and only the last few."""
 
-import json
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -113,31 +112,6 @@ def test_no_checkpoint(tmp_path):
     assert checkpoint.latest_state(tmp_path / "nothing") is None
 
 
-def test_whole_folder_replaces_at_once(tmp_path):
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "old").write_text("old")
-    with pytest.raises(RuntimeError), checkpoint.whole_folder(target) as folder:
-        (folder / "new").write_text("new")
-        raise RuntimeError
-    assert [p.name for p in target.iterdir()] == ["old"]
-    with checkpoint.whole_folder(target) as folder:
-        (folder / "new").write_text(json.dumps({}))
-    assert sorted(p.name for p in target.iterdir()) == ["SHA256SUMS", "new"]
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
-
-
-def test_whole_folder_clears_what_a_kill_between_its_renames_left(tmp_path):
-    target = tmp_path / "model"
-    for name in ("model.tmp", "model.old.tmp"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "weights").write_text("half")
-    with checkpoint.whole_folder(target) as folder:
-        (folder / "weights").write_text("new")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (target / "weights").read_text() == "new"
-
-
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 @pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "optimizer.safetensors", "SHA256SUMS"])
 def test_damaged_one_is_put_aside_aloud(tmp_path, file, damage):
@@ -162,13 +136,3 @@ def test_damaged_one_is_put_aside_aloud(tmp_path, file, damage):
     (tmp_path / "step-00000001" / file).unlink()
     with pytest.raises(TrainError, match=f"{file}: damaged, and no earlier"):
         checkpoint.settle(tmp_path, notes.append)
-
-
-def test_rust_libraries_full_disk_is_one_sentence(tmp_path):
-    said = r"model: cannot be written: .*No space left"
-    with pytest.raises(TrainError, match=said), checkpoint.whole_folder(tmp_path / "model"):
-        raise Exception("No space left on device (os error 28)")
-    with pytest.raises(OSError, match="No space left") as caught, checkpoint.whole_folder(tmp_path / "model"):
-        raise OSError(28, "No space left on device")
-    assert caught.value.filename == str(tmp_path / "model")
-    assert not list(tmp_path.iterdir())

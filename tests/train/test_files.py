@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from prefkit.errors import TrainError
 from prefkit.train import chat, files, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.metrics import Silent
@@ -79,3 +81,54 @@ def test_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught, files.naming(tmp_path / "00000.arrow"):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(tmp_path / "00000.arrow")
+
+
+def test_whole_folder_replaces_at_once(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(RuntimeError), files.whole_folder(target) as folder:
+        (folder / "new").write_text("new")
+        raise RuntimeError
+    assert [p.name for p in target.iterdir()] == ["old"]
+    with files.whole_folder(target) as folder:
+        (folder / "new").write_text(json.dumps({}))
+    assert sorted(p.name for p in target.iterdir()) == ["SHA256SUMS", "new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_whole_folder_and_what_it_holds_are_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, rename = [], Path.rename
+    monkeypatch.setattr(files, "flush", lambda path: flushed.append(path.name))
+
+    def noted(self, target):
+        flushed.append("renamed")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
+    with files.whole_folder(tmp_path / "model") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "weights").write_text("new")
+    assert set(flushed[:4]) == {"part", "weights", "SHA256SUMS", "model.tmp"}
+    assert flushed[4:] == ["renamed", tmp_path.name]
+
+
+def test_whole_folder_clears_what_a_kill_between_its_renames_left(tmp_path):
+    target = tmp_path / "model"
+    for name in ("model.tmp", "model.old.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("half")
+    with files.whole_folder(target) as folder:
+        (folder / "weights").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "weights").read_text() == "new"
+
+
+def test_rust_libraries_full_disk_is_one_sentence(tmp_path):
+    said = r"model: cannot be written: .*No space left"
+    with pytest.raises(TrainError, match=said), files.whole_folder(tmp_path / "model"):
+        raise Exception("No space left on device (os error 28)")
+    with pytest.raises(OSError, match="No space left") as caught, files.whole_folder(tmp_path / "model"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
