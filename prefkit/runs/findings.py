@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from prefkit.intervals import Z_95, wilson
 from prefkit.page.curves import number
 from prefkit.page.document import Finding
 from prefkit.runs.groups import Group, differences, flat
@@ -16,7 +16,6 @@ LAST = 20  # steps that "at the end" is a mean of, as for the alarms
 GROWN = 1.5  # times the margin, from which on it has grown
 WAITS = 0.2  # a share of the time from which on waiting for data is worth a look
 ROUNDING = 1e-9
-Z = 1.959964  # 95 %
 UNITS = ("objective", "beta", "length_normalisation")  # options that the unit of losses and rewards depends on
 
 
@@ -165,7 +164,7 @@ def _slices(phase: Phase) -> Iterator[Finding]:
     ):
         return
     share, half = float(accuracy.values[-1]), float(accuracy.high[-1] - accuracy.low[-1]) / 2
-    worth = share * (1 - share) * (Z / half) ** 2 / phase.lines.evaluations[-1]["eval_pairs"] if half else 1.0
+    worth = share * (1 - share) * (Z_95 / half) ** 2 / phase.lines.evaluations[-1]["eval_pairs"] if half else 1.0
     found = []
     for column, values in tables[-1][1].items():
         for value, figures in values.items():
@@ -176,13 +175,6 @@ def _slices(phase: Phase) -> Iterator[Finding]:
     if high < accuracy.low[-1]:
         said = f"accuracy is lowest in the slice {name}: {part:.3f} [{low:.3f},\u00a0{high:.3f}]"
         yield Finding(False, f"{said}, against {measured(phase, 'rewards/accuracies', -1)} of all.")
-
-
-def wilson(share: float, trials: float) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    scale, middle = 1 + Z * Z / trials, share + Z * Z / (2 * trials)
-    spread = Z * math.sqrt(share * (1 - share) / trials + Z * Z / (4 * trials * trials))
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def _gap(phase: Phase) -> Iterator[Finding]:

@@ -27,11 +27,11 @@ import torch
 
 from prefkit import resolve
 from prefkit.errors import DataError, TrainError, UsageError
+from prefkit.intervals import independent_pairs, wilson
 from prefkit.manifest import Manifest
 from prefkit.train import chat, compare, judged, policy, reference, reward_bench, shards, slices, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
-from prefkit.train.intervals import independent_pairs, wilson
 from prefkit.train.length import Policy
 from prefkit.train.logps import pair_logps
 from prefkit.train.metrics import Progress, Silent

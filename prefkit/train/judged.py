@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from prefkit.train import compare, intervals
+from prefkit import intervals
+from prefkit.train import compare
 
 Figures = dict[str, np.ndarray]
 

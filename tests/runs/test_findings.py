@@ -10,7 +10,7 @@ import pytest
 
 from prefkit.page.document import Finding
 from prefkit.runs import record
-from prefkit.runs.findings import duration, findings, wilson
+from prefkit.runs.findings import duration, findings
 from prefkit.runs.groups import differences, flat, grouped
 from tests.runs.made import PHASE, SFT, dpo_lines, eval_line, sft_line, step_line, write_lines, write_run
 
@@ -186,14 +186,6 @@ def test_differences_of_options() -> None:
     one, other = flat({"a": 1, "b": {"c": [1, 2], "d": {}}, "e": None}), flat({"a": 1, "b": {"c": [1, 3]}, "f": 2})
     assert one == {"a": 1, "b.c": [1, 2], "b.d": {}, "e": None}
     assert differences([one, other]) == {"b.c": [[1, 2], [1, 3]], "b.d": [{}, None], "f": [None, 2]}
-
-
-def test_intervals_are_those_of_scipy() -> None:
-    from scipy.stats import binomtest
-
-    for hits, trials in ((0, 5), (3, 10), (400, 500), (7, 7)):
-        expected = binomtest(hits, trials).proportion_ci(0.95, "wilson")
-        assert wilson(hits / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_times_for_people() -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.cli import main
 from prefkit.errors import DataError, TrainError
-from prefkit.train import evaluate, generate, intervals, run
+from prefkit.train import evaluate, generate, run
 from prefkit.train.metrics import Silent
 from prefkit.train.render import render
 from tests.train.datasets_for_tests import pair, pipeline, toy_pairs, write_data_set
@@ -159,33 +159,3 @@ def test_generation_does_not_depend_on_the_batch(trained):
                 break
     start = len(words.apply_chat_template(prompts[0], add_generation_prompt=True, return_dict=True)["input_ids"])
     assert together[0] == words.decode(ids[start:], skip_special_tokens=True).strip()
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (81, 263, 0.2553, 0.3662)],
-)
-def test_wilson(successes, trials, low, high):
-    """The last one is Newcombe's example (1998, Statistics in Medicine 17)."""
-    assert intervals.wilson(successes / trials, trials) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_pairs_of_a_prompt_count_as_the_independent_pairs_that_they_are_worth():
-    rng = np.random.default_rng(0)
-    values = (rng.random(400) < 0.7).astype(float)
-    alone = intervals.independent_pairs(values, np.arange(400))
-    assert alone == pytest.approx(400)
-    sixfold = intervals.independent_pairs(np.repeat(values, 6), np.repeat(np.arange(400), 6))
-    assert sixfold == pytest.approx(400)
-    assert intervals.independent_pairs(np.ones(12), np.repeat(np.arange(4), 3)) == 4
-
-
-def test_intervals_over_clustered_pairs_cover_the_truth():
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(300):
-        values = (rng.random((80, 6)) < rng.beta(1.4, 0.6, (80, 1))).astype(float).ravel()  # mean 0.7, correlated
-        trials = intervals.independent_pairs(values, np.repeat(np.arange(80), 6))
-        low, high = intervals.wilson(values.mean(), trials)
-        covered += low <= 0.7 <= high
-    assert covered / 300 > 0.91

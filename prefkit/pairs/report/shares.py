@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-Z = 1.959964  # 95 %
+from prefkit.intervals import Z_95, wilson
 
 
 class Share(NamedTuple):
@@ -67,9 +67,7 @@ def share(hits: float, total: float, xx: float, xn: float, nn: float, prompts: f
     between = xx - 2 * p * xn + p * p * nn
     variance = between / total**2 * prompts / (prompts - 1) if prompts > 1 else 0.0
     effective = min(total, p * (1 - p) / variance) if variance > 0 else min(total, prompts)
-    middle, scale = p + Z * Z / (2 * effective), 1 + Z * Z / effective
-    spread = Z * math.sqrt(p * (1 - p) / effective + Z * Z / (4 * effective**2))
-    return Share(int(hits), int(total), max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
+    return Share(int(hits), int(total), *wilson(p, effective))
 
 
 def lengths_of_prompts(answers: pl.DataFrame, key: pl.Expr, sides: Sequence[str]) -> pl.DataFrame:
@@ -99,7 +97,7 @@ def ratio(of: dict[str, float]) -> Ratio:
     variance = (of["aa"] - 2 * first * of["an"] + first**2 * of["nn"]) / n**2
     variance += (of["bb"] - 2 * second * of["bm"] + second**2 * of["mm"]) / m**2
     variance -= 2 * (of["ab"] - second * of["am"] - first * of["nb"] + first * second * of["nm"]) / (n * m)
-    spread = Z * math.sqrt(max(0.0, variance * of["prompts"] / (of["prompts"] - 1)))
+    spread = Z_95 * math.sqrt(max(0.0, variance * of["prompts"] / (of["prompts"] - 1)))
     between = first - second
     return Ratio(
         math.exp(between), math.exp(between - spread), math.exp(between + spread), (math.exp(first), math.exp(second))

@@ -1,4 +1,4 @@
-"""95 % intervals of shares, where several pairs or answers of one prompt count as fewer independent ones."""
+"""95 % intervals of shares, for both halves and their reports; pairs of one prompt count as fewer independent ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-Z_95 = 1.959964
+Z_95 = 1.959964  # standard deviations of a normal distribution on either side
 
 
 def independent_pairs(values: np.ndarray, prompts: np.ndarray) -> float:
