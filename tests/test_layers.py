@@ -34,9 +34,10 @@ def test_the_halves_do_not_know_each_other(folder: str, never: set[str]) -> None
         assert not imported(path) & never, path
 
 
-@pytest.mark.parametrize(
-    "name", ["errors", "schema", "manifest", "resolve", "config", "intervals", "progress", "urls", "adopt"]
-)
+SHARED = ("errors", "schema", "manifest", "resolve", "config", "intervals", "progress", "urls", "adopt")
+
+
+@pytest.mark.parametrize("name", SHARED)
 def test_what_both_share_knows_neither(name: str) -> None:
     assert not imported(PACKAGE / f"{name}.py") & SHARED_NEVER
 

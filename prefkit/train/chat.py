@@ -33,11 +33,10 @@ from prefkit.errors import DataError, TrainError, did_you_mean
 from prefkit.manifest import Manifest, Shard
 from prefkit.schema import MESSAGES
 from prefkit.train import files, parallel, shards
+from prefkit.train.beside import with_mismatched, with_public
 from prefkit.train.length import Given, Limit, Policy, fit
 from prefkit.train.metrics import Progress
-from prefkit.train.mismatch import with_mismatched
 from prefkit.train.pack import Sequence, tree_size
-from prefkit.train.public_length import with_public
 from prefkit.train.store import LOSSES, Example, Prompt, Store, finish_store, is_whole, open_store, write_file
 from prefkit.train.template import Conversation, encode_examples, has_system, system_role
 

@@ -48,10 +48,10 @@ from prefkit.manifest import Manifest
 from prefkit.train import attention, blocks, chat, experts, objective, policy, run, shards
 from prefkit.train.adapters import Lora
 from prefkit.train.attention import backbone
+from prefkit.train.beside import with_mismatched
 from prefkit.train.chat import Tokenising
 from prefkit.train.hub import local_files_only
 from prefkit.train.logps import CHUNK_LOGITS
-from prefkit.train.mismatch import with_mismatched
 from prefkit.train.options import Phase, TrainOptions
 from prefkit.train.policy import Policy
 

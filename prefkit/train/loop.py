@@ -28,7 +28,7 @@ from torch import Tensor
 from prefkit.errors import TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.schema import IDS
-from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, slices, sync, whole_step
+from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, slices, whole_step
 from prefkit.train.alarms import Alarms
 from prefkit.train.arriving import Arriving
 from prefkit.train.examples import Examples
@@ -37,11 +37,11 @@ from prefkit.train.objective import BinLoss, Preference, Supervised
 from prefkit.train.options import Phase, TrainOptions, warmup_steps
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
+from prefkit.train.reference import Sync
 from prefkit.train.samples import Samples
 from prefkit.train.sinks import Write
 from prefkit.train.store import Store
 from prefkit.train.stream import Plan, Step, make_step
-from prefkit.train.sync import Sync
 
 ReferenceOf = Callable[[Bin], Tensor]
 
@@ -242,7 +242,7 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
     if loop.moving is not None:
         follow = Sync(**loop.phase.reference_sync or {})
         if (at + 1) % follow.every == 0:
-            sync.move(loop.moving, loop.policy, follow.alpha)
+            reference.move(loop.moving, loop.policy, follow.alpha)
     return {
         **figures,
         **loop.policy.take_router_loss(),

@@ -72,7 +72,7 @@ class Phase:
     ld_alpha: Fraction | None = None  # preferences: weight of what a longer answer has beyond the length of the shorter
     column: str = "chosen"  # sft: the answers to learn, or a message column whose assistant turns are all learned
     reference: Literal["cached", "live"] = "cached"  # computed once and kept, or every step by a second model in memory
-    reference_sync: dict[str, Any] | None = None  # every, alpha: a live reference follows the policy (sync.py)
+    reference_sync: dict[str, Any] | None = None  # every, alpha: a live reference follows the policy (reference.py)
     dtype: Dtype = "float32"  # of the computation; weights are always float32
     attention: Kernel = "auto"  # varlen: one flash call a layer, CUDA and bfloat16; sdpa: one call a segment, anywhere
     lora: dict[str, Any] | None = None  # r, alpha, dropout, target_modules, use_rslora, quantize, merge: adapters.py
@@ -209,7 +209,7 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
                 f'{where}: reference_sync moves a second model in memory: it needs reference = "live", and no lora, '
                 "under which the reference is the model without its adapter."
             )
-        follow = resolve.check("prefkit.train.sync:Sync", phase.reference_sync, f"{where}: reference_sync").options
+        follow = resolve.check("prefkit.train.reference:Sync", phase.reference_sync, f"{where}: reference_sync").options
         phase = dataclasses.replace(phase, reference_sync=follow)
     if phase.samples is not None:
         taken = resolve.check("prefkit.train.samples:SampleOptions", phase.samples, f"{where}: samples").options

@@ -11,16 +11,24 @@ the start weights, never those of a checkpoint. Training then holds one model in
 forward passes. A run that `max_steps` ends before all prompts had their turn computes only those of its plan, under a
 key of its own: log-probabilities depend, in the last digit, on what shares a bin, and a run must not depend on what
 ran before it.
+
+A live reference may follow the policy: TR-DPO (Gorbatovski et al. 2024, arXiv:2404.09656). Every so many steps it
+becomes ``alpha policy + (1 - alpha) reference``, parameter by parameter: the paper's soft update for alpha below 1, its
+hard one for 1. So the policy may go farther from where it started than a fixed reference allows. The moved weights are
+a state of the run, and go into its checkpoints.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -139,3 +147,18 @@ def _complete(path: Path, shard: Examples, prompts: np.ndarray) -> np.ndarray:
             'overflows. Try dtype = "float32"; delete the file to compute it again.'
         )
     return logps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sync:
+    """`reference_sync = { … }` of a phase; TRL's defaults."""
+
+    every: Annotated[int, Ge(1)] = 512  # steps from one move to the next
+    alpha: Annotated[float, Gt(0), Le(1)] = 0.6  # the policy's share in the new reference
+
+
+@torch.no_grad()
+def move(reference: Policy, policy: Policy, alpha: float) -> None:
+    """Move a live reference towards the policy; on several ranks each moves what it holds."""
+    for target, source in zip(reference.model.parameters(), policy.model.parameters(), strict=True):
+        parallel.local(target).lerp_(parallel.local(source), alpha)

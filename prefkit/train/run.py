@@ -33,7 +33,6 @@ from prefkit.errors import DataError, TrainError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.train import (
     adapters,
-    begun,
     chat,
     checkpoint,
     export,
@@ -221,7 +220,7 @@ def run_phase(job: Job, number: int) -> None:
     if state["step"]:
         checkpoint.restore(job.out / phase.name / "checkpoints", now, optimizer, moving)
         job.progress.note(f"{phase.name} goes on after step {state['step']} of {steps}.")
-    begun.write(job, phase.name, steps, made_from, now.device)
+    standing.write_begun(job, phase.name, steps, made_from, now.device)
     loop = Loop(
         job=job,
         phase=phase,

@@ -2,16 +2,26 @@
 
 What a phase is made from (the hashes of its model, tokenizer, template and tokens) is kept in its checkpoints and in
 RUN/<phase>/phase.json, which says that it is finished. Going on is refused if one of them is another one by now.
+
+RUN/<phase>/begun.json says the same for people and for the report of the run, with the steps that are planned, and with
+the software and the device that the phase runs on. A resumed phase writes it again, since machine and software may be
+others then. Training reads nothing back from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from prefkit import __version__
 from prefkit.errors import TrainError
+from prefkit.manifest import write_text_atomically
 from prefkit.train import chat, checkpoint, parallel, policy
 from prefkit.train.loop import Job, SplitData
 
@@ -53,6 +63,30 @@ def vocabulary(job: Job) -> dict[str, Any]:
         "the chat template": hashlib.sha256(template).hexdigest(),
         "the tokenizer": chat.tokenizer_hash(job.tokenizer),
     }
+
+
+def write_begun(job: Job, phase: str, steps: int, made_from: dict[str, Any], device: torch.device) -> None:
+    """Write RUN/<phase>/begun.json, once for all ranks."""
+    if not parallel.is_first():
+        return
+    software = {name: version(name) for name in ("torch", "transformers")}
+    table = {
+        "steps": steps,
+        "made_from": made_from,
+        "data": {
+            "pipeline": job.manifest.pipeline_name,
+            "kind": job.manifest.kind,
+            "train": job.manifest.rows("train"),
+            "test": job.manifest.rows("test"),
+            "versions": job.manifest.versions,
+        },
+        "versions": {"prefkit": __version__, "python": platform.python_version(), **software},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "ranks": parallel.size(),
+    }
+    folder = job.out / phase
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / "begun.json", json.dumps(table, indent=1) + "\n")
 
 
 def check_unchanged(job: Job, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:

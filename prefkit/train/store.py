@@ -7,7 +7,7 @@
                                                       what the data set says of each pair, or of each sequence where
                                                       there are no pairs; null where it says nothing
     public      list<struct<chosen, rejected>>        where each pair's answers stand in `sequences`, cut at the length
-                                                      of the shorter one; empty unless asked for (`public_length.py`)
+                                                      of the shorter one; empty unless asked for (`beside.py`)
     tree_tokens int32                                 tokens of the prompt's token tree: what the trainer will compute
 
 Beside each Arrow file stand its counts, as JSON. Files appear at once or not at all, under temporary names that no

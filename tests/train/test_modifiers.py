@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prefkit import manifest as manifests
-from prefkit.train import chat, metrics, policy, run, sync
+from prefkit.train import chat, metrics, policy, reference, run
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import TIMING, Silent
@@ -124,7 +124,7 @@ def test_the_reference_moves_as_trls():
         for parameter in ready.model.parameters():
             parameter.add_(torch.randn_like(parameter))
     callbacks.SyncRefModelCallback._sync_target_model(ready.model, expected.model, 0.3)
-    sync.move(other, ready, 0.3)
+    reference.move(other, ready, 0.3)
     for found, wanted in zip(other.model.parameters(), expected.model.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
