@@ -50,24 +50,30 @@ class Lora:
     merge: bool = True  # leave the sum, with the adapter beside it; or the adapter alone
 
 
-def prepare(model: Any, lora: Lora, dtype: torch.dtype) -> None:
-    """What must be done to the start before anything is computed with it: quantise it, if asked.
-
-    TrainError where it cannot be, where the adapter alone would have no base, or without peft.
-    """
+def need(lora: Lora) -> None:
+    """TrainError without peft, or where the weights cannot be quantised."""
     _need_peft("lora")
-    if not lora.merge and hasattr(model, "prefkit_adapter"):
-        raise TrainError(
-            f"lora: merge = false would leave an adapter of {model.prefkit_adapter}, which is a base with an adapter "
-            "itself. Leave merge out, or merge that one first."
-        )
     if lora.quantize is None:
         return
     if not torch.cuda.is_available():
         raise TrainError(f'lora: quantize = "{lora.quantize}" needs a CUDA device, and this machine has none.')
     if not find_spec("bitsandbytes"):
         raise TrainError(f'lora: quantize = "{lora.quantize}" needs bitsandbytes: pip install bitsandbytes.')
-    quantise(model, dtype, torch.device("cuda"))
+
+
+def prepare(model: Any, lora: Lora, dtype: torch.dtype) -> None:
+    """What must be done to the start before anything is computed with it: quantise it, if asked.
+
+    TrainError where the adapter alone would have no base, or for what `need` finds.
+    """
+    need(lora)
+    if not lora.merge and hasattr(model, "prefkit_adapter"):
+        raise TrainError(
+            f"lora: merge = false would leave an adapter of {model.prefkit_adapter}, which is a base with an adapter "
+            "itself. Leave merge out, or merge that one first."
+        )
+    if lora.quantize is not None:
+        quantise(model, dtype, torch.device("cuda"))
 
 
 def _peft_model(model: Any, config: Any) -> Any:

@@ -32,6 +32,7 @@ that shard the model, weights, gradients, AdamW and copies are divided among the
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from functools import partial
@@ -45,13 +46,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefkit.errors import TrainError, one_line
 from prefkit.manifest import Manifest
-from prefkit.train import attention, blocks, chat, experts, objective, policy, run, shards
+from prefkit.train import attention, blocks, chat, experts, labelled, policy, shards, tokenizer
 from prefkit.train.adapters import Lora
 from prefkit.train.attention import backbone
 from prefkit.train.beside import with_mismatched
 from prefkit.train.chat import Tokenising
 from prefkit.train.hub import local_files_only
 from prefkit.train.logps import CHUNK_LOGITS
+from prefkit.train.objective import Preference, of_phase, tokenising
 from prefkit.train.options import Phase, TrainOptions
 from prefkit.train.policy import Policy
 
@@ -86,24 +88,48 @@ class Size(NamedTuple):
 
 
 def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflops: float) -> list[dict[str, Any]]:
-    """`run.plan` with estimates; `tflops` is the speed that the hardware really reaches, in 10^12 FLOP/s.
+    """What each phase would do, with estimates; `tflops` is the speed that the hardware reaches, in 10^12 FLOP/s.
 
     Where model or tokenizer are out of reach, `estimate` says why there is none. Wrong options are errors as in
     training.
     """
-    planned = run.plan(options, data, max_steps=max_steps)
     manifest = shards.manifest_of(data)
+    planned = outline(options, manifest, max_steps=max_steps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, Path(scratch))
         try:
-            words = run.prepare_tokenizer(options, folder, manifest, Path(scratch))
+            words = tokenizer.of_run(options, folder, manifest, Path(scratch))
             for phase, losses, entry in zip(options.phases, options.losses, planned, strict=True):
-                how = objective.tokenising(phase, objective.of_phase(phase, losses), manifest.kind)
+                how = tokenising(phase, of_phase(phase, losses), manifest.kind)
                 tokens = sample(folder, manifest, words, how)
                 entry |= estimate(size(options, phase, words), tokens, phase, entry, tflops)
         except TrainError as error:
             return [{**entry, "estimate": f"none, since {error}"} for entry in planned]
     return planned
+
+
+def outline(options: TrainOptions, manifest: Manifest, *, max_steps: int | None = None) -> list[dict[str, Any]]:
+    """The phases by the manifest alone; `steps` is an upper bound, as steps take whole prompts."""
+    labelled.check(options, manifest.kind)
+    rows = manifest.rows("train")
+    phases = []
+    for phase, losses in zip(options.phases, options.losses, strict=True):
+        repeats = math.prod(max([1.0, *(w or {}).values()]) for w in (phase.source_weights, phase.lang_weights))
+        epochs = math.ceil(rows * repeats / phase.pairs_per_step) * phase.epochs
+        limits = [epochs, phase.max_steps, max_steps]
+        phases.append(
+            {
+                "phase": phase.name,
+                "objective": phase.objective,
+                "rows": rows,
+                "epochs": phase.epochs,
+                "pairs_per_step": phase.pairs_per_step,
+                "steps": min(limit for limit in limits if limit is not None),
+                "reference": phase.reference if Preference.of(losses).takes_reference else None,
+                "whole_step": Preference.of(losses).whole_step,
+            }
+        )
+    return phases
 
 
 def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tflops: float) -> dict[str, Any]:
@@ -198,7 +224,7 @@ def fake(options: TrainOptions, words: Any) -> Any:
     model = options.model
     if model.config is not None:
         return policy.create(model.config, words, seed=0)
-    name = run.located(model.path or "", options.folder)
+    name = options.located(model.path or "")
     trust = model.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local_files_only(name), trust_remote_code=trust)

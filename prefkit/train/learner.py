@@ -7,20 +7,55 @@ log-probabilities are computed, by all ranks. At last an adapter is put on, if t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prefkit.train import blocks, parallel, policy, reference
+from prefkit.train import adapters, attention, blocks, optimizer, parallel, policy, reference
 from prefkit.train.adapters import Lora
-from prefkit.train.loop import Job, ReferenceOf, SplitData
+from prefkit.train.job import Job, SplitData
 from prefkit.train.objective import Preference, Supervised
 from prefkit.train.options import Phase
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
+
+ReferenceOf = Callable[[Bin], Tensor]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The policy, with its adapter if any, and what the reference says of a bin; None where no loss asks.
+
+    `of_test` are the reference's log-probabilities of the test split, and do not change; None where there are none, or
+    where `moving`, a live reference that steps move, is asked anew at each evaluation.
+    """
+
+    policy: Policy
+    reference: ReferenceOf | None
+    of_test: np.ndarray | None
+    moving: Policy | None
+
+
+def need(phase: Phase) -> None:
+    """TrainError for what a phase asks of this machine, and it has not."""
+    device, sharded = policy.own_device(), is_to_shard(phase)
+    if phase.lora is not None:
+        adapters.need(Lora(**phase.lora))
+    if phase.attention == "varlen":
+        attention.choose(phase.attention, device, getattr(torch, phase.dtype))
+    if sharded:
+        parallel.need_sharding()
+    optimizer.need(phase.optimizer, device, sharded=sharded)
+
+
+def is_to_shard(phase: Phase) -> bool:
+    """Whether ranks hold parts of the weights; with LoRA each holds the whole model."""
+    return phase.lora is None and (parallel.size() > 1 or phase.cpu_offload)
 
 
 def ready(job: Job, phase: Phase, model: Any) -> Policy:
@@ -31,11 +66,6 @@ def ready(job: Job, phase: Phase, model: Any) -> Policy:
     return now
 
 
-def is_to_shard(phase: Phase) -> bool:
-    """Whether ranks hold parts of the weights; with LoRA each holds the whole model."""
-    return phase.lora is None and (parallel.size() > 1 or phase.cpu_offload)
-
-
 def with_reference(
     job: Job,
     phase: Phase,
@@ -44,44 +74,43 @@ def with_reference(
     train_set: SplitData,
     test_set: SplitData | None,
     prompts: np.ndarray,
-) -> tuple[Policy, ReferenceOf | None, np.ndarray | None, Policy | None]:
-    """The policy, with its adapter if any; the start weights' log-probabilities of a bin; and of the test split.
-
-    At last the second model that is the live reference, if there is one.
-
-    `prompts` are those of the train split that the phase will come to.
-    """
-
-    def of_split(split: SplitData, some: np.ndarray | None = None) -> np.ndarray:
-        where: dict[str, Any] = {"cache": job.cache, "progress": job.progress}
-        return reference.cached(start, split.store, split.whole, phase.max_tokens, prompts=some, **where)
-
-    needed = objective.takes_reference
-    live = needed and phase.reference == "live"
-    frozen = policy.frozen_copy(start) if live and phase.lora is None else None
+) -> Learner:
+    """The policy ready to learn, and its reference; `prompts` are those of the train split that the phase comes to."""
+    is_live = objective.takes_reference and phase.reference == "live"
+    is_cached = objective.takes_reference and not is_live
+    moves = phase.reference_sync is not None
+    second = policy.frozen_copy(start) if is_live and phase.lora is None else None
     if phase.lora is None:
         prepare_layers(job, phase, start)
     if is_to_shard(phase):
         start = policy.shard(start, cpu_offload=phase.cpu_offload)
-        frozen = frozen and policy.shard(frozen, cpu_offload=phase.cpu_offload)
-    moves = phase.reference_sync is not None  # and then has to be asked anew at each evaluation
-    of_test = of_split(test_set) if needed and test_set is not None and not moves else None
-    kept = torch.from_numpy(of_split(train_set, prompts)) if needed and not live else None
-    learner = start
-    if phase.lora is not None:
-        learner = policy.add_lora(start, Lora(**phase.lora))
-        prepare_layers(job, phase, learner)
+        second = second and policy.shard(second, cpu_offload=phase.cpu_offload)
+
+    def logps_of(split: SplitData, some: np.ndarray | None = None) -> np.ndarray:
+        where: dict[str, Any] = {"cache": job.cache, "progress": job.progress}
+        return reference.cached(start, split.store, split.whole, phase.max_tokens, prompts=some, **where)
+
+    of_test = logps_of(test_set) if objective.takes_reference and test_set is not None and not moves else None
+    of_train = torch.from_numpy(logps_of(train_set, prompts)).to(start.device) if is_cached else None
+    learns = start if phase.lora is None else with_adapter(job, phase, start)
     if not parallel.is_first():
         torch.manual_seed(phase.seed + parallel.rank())  # adapters begin alike, dropout falls on each rank's own bins
 
     @torch.no_grad()
     def reference_of(bin: Bin) -> Tensor:
-        if kept is not None:
-            return kept[bin.sequence_rows_Q.cpu()].to(start.device)
-        with policy.adapter_off(learner) if frozen is None else nullcontext(frozen) as model:
+        if of_train is not None:
+            return of_train[bin.sequence_rows_Q]
+        with policy.adapter_off(learns) if second is None else nullcontext(second) as model:
             return model.sequence_logps(bin)
 
-    return learner, reference_of if needed else None, of_test, frozen
+    return Learner(learns, reference_of if objective.takes_reference else None, of_test, second if moves else None)
+
+
+def with_adapter(job: Job, phase: Phase, start: Policy) -> Policy:
+    """The policy with a new adapter, which alone learns."""
+    learns = policy.add_lora(start, Lora(**phase.lora or {}))
+    prepare_layers(job, phase, learns)
+    return learns
 
 
 def prepare_layers(job: Job, phase: Phase, now: Policy) -> None:

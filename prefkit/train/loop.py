@@ -14,10 +14,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,57 +25,24 @@ import torch
 from torch import Tensor
 
 from prefkit.errors import TrainError
-from prefkit.manifest import Manifest, write_text_atomically
+from prefkit.manifest import write_text_atomically
 from prefkit.schema import IDS
 from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, slices, whole_step
 from prefkit.train.alarms import Alarms
-from prefkit.train.arriving import Arriving
 from prefkit.train.examples import Examples
-from prefkit.train.metrics import Progress
+from prefkit.train.job import Job, SplitData
+from prefkit.train.learner import ReferenceOf
 from prefkit.train.objective import BinLoss, Preference, Supervised
-from prefkit.train.options import Phase, TrainOptions, warmup_steps
+from prefkit.train.options import Phase, warmup_steps
 from prefkit.train.pack import Bin
 from prefkit.train.policy import Policy
 from prefkit.train.reference import Sync
 from prefkit.train.samples import Samples
-from prefkit.train.sinks import Write
-from prefkit.train.store import Store
 from prefkit.train.stream import Plan, Step, make_step
-
-ReferenceOf = Callable[[Bin], Tensor]
 
 # How far the loss of the first step may be from that of policy = reference, relative to it: rounding, no more.
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 ECHO = 1.0  # seconds
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all phases share."""
-
-    options: TrainOptions
-    data: Path
-    manifest: Manifest
-    out: Path
-    cache: Path
-    tokenizer: Any
-    max_steps: int | None
-    sinks: Sequence[Write]
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class SplitData:
-    """The token store of a split, opened, or filled while training goes on."""
-
-    store: Store
-    examples: Examples | Arriving
-
-    @property
-    def whole(self) -> Examples:
-        """The examples of a split that was tokenised before."""
-        assert isinstance(self.examples, Examples), "only the train split may stream, and with a live reference"
-        return self.examples
 
 
 @dataclass(frozen=True)
@@ -132,56 +98,75 @@ def learning_rate(phase: Phase, step: int, steps: int) -> float:
 def run_steps(loop: Loop, state: dict[str, Any]) -> None:
     """The loop: step, log, evaluate, checkpoint; after an interrupt, checkpoint and stop."""
     phase, progress = loop.phase, loop.job.progress
-    tokens = state["num_tokens"]
+    done, tokens = state["step"], state["num_tokens"]
     loop.policy.model.train()
-    if state["step"] == 0:
+    if done == 0:
         evaluate_now(loop, 0)
         sample_now(loop, 0)
     with interruptible() as interrupted:
         [alarmed] = parallel.any_rank(loop.log.stopped)
-        for at in range(state["step"], state["step"] if alarmed else loop.steps):
-            started = time.perf_counter()
-            prompts = loop.order.prompts(at)
-            step = make_step(loop.train_set.examples, prompts, phase.max_tokens, parallel.rank(), parallel.size())
-            waited = time.perf_counter() - started
-            figures = train_step(loop, step, at)
-            seconds = time.perf_counter() - started
-            tokens += step.tokens
-            done = at + 1
-            speed = {"pairs_per_second": step.examples / seconds, "tokens_per_second": step.tokens / seconds}
-            speed["data_wait"] = waited / seconds
+        while done < loop.steps and not alarmed:
+            step, figures, speed = timed_step(loop, done)
+            done, tokens = done + 1, tokens + step.tokens
             line = {"epoch": loop.order.epoch(done), **figures, **sliced(loop, done)}
             loop.log.write(done, {**line, "num_tokens": tokens, **speed})
             progress.update(phase.name, done, loop.steps, in_short(figures, speed))
             alarmed, stop = parallel.any_rank(loop.log.stopped, interrupted())
             last = done == loop.steps or alarmed
+            saves = last or stop or is_turn(done, phase.checkpoint_every)
+            evaluates = last or is_turn(done, phase.eval_every)
             if last:
                 progress.note(f"{phase.name}, step {done} of {loop.steps}: {in_short(figures, speed)}")
-            evaluates = last or (phase.eval_every and done % phase.eval_every == 0)
-            if evaluates or done % phase.checkpoint_every == 0 or stop:
+            if saves or evaluates:
                 check_weights(loop, done)
             if evaluates:
                 evaluate_now(loop, done)
-                [alarmed] = parallel.any_rank(loop.log.stopped)
-                last |= alarmed
-            if last or (loop.samples and done % loop.samples.options.every == 0):
+                [alarmed] = parallel.any_rank(loop.log.stopped)  # it may be what the evaluation found
+            if last or alarmed or (loop.samples and is_turn(done, loop.samples.options.every)):
                 sample_now(loop, done)
-            if last or done % phase.checkpoint_every == 0 or stop:
-                kept = {**state, "num_tokens": tokens, "metrics_bytes": loop.log.length(), "memory": remembered(loop)}
-                if loop.slices is not None:
-                    kept["slices"] = parallel.summed(torch.from_numpy(loop.slices.sums.copy())).tolist()
-                del kept["step"]
-                folder = loop.job.out / phase.name / "checkpoints"
-                checkpoint.save(
-                    folder, done, loop.policy, loop.optimizer, kept, keep=phase.keep_checkpoints, reference=loop.moving
-                )
+            if saves or alarmed:
+                save(loop, done, tokens, state)
             if stop:
                 raise KeyboardInterrupt(
                     f"stopped after step {done} of {loop.steps} of {phase.name}; go on with --resume"
                 )
-            if alarmed:
-                progress.note(f"{phase.name} ends after step {done} of {loop.steps}, as alarms.stop asks.")
-                break
+    if alarmed and done < loop.steps:
+        progress.note(f"{phase.name} ends after step {done} of {loop.steps}, as alarms.stop asks.")
+
+
+def is_turn(step: int, every: int | None) -> bool:
+    """Whether what happens `every` so many steps comes after this one."""
+    return every is not None and step % every == 0
+
+
+def timed_step(loop: Loop, at: int) -> tuple[Step, dict[str, float], dict[str, float]]:
+    """Step `at`, from 0: what it was made of, its metrics, and its speed from reading rows to updated weights."""
+    started = time.perf_counter()
+    prompts = loop.order.prompts(at)
+    step = make_step(loop.train_set.examples, prompts, loop.phase.max_tokens, parallel.rank(), parallel.size())
+    waited = time.perf_counter() - started
+    figures = train_step(loop, step, at)
+    seconds = time.perf_counter() - started
+    speed = {
+        "pairs_per_second": step.examples / seconds,
+        "tokens_per_second": step.tokens / seconds,
+        "data_wait": waited / seconds,
+    }
+    return step, figures, speed
+
+
+def save(loop: Loop, done: int, tokens: int, state: Mapping[str, Any]) -> None:
+    """Write the checkpoint of step `done`; `state` is the one that the phase began or went on with."""
+    kept = {
+        "num_tokens": tokens,
+        "metrics_bytes": loop.log.length(),
+        "memory": remembered(loop),
+        "made_from": state["made_from"],
+    }
+    if loop.slices is not None:
+        kept["slices"] = parallel.summed(torch.from_numpy(loop.slices.sums.copy())).tolist()
+    folder, keep = loop.job.out / loop.phase.name / "checkpoints", loop.phase.keep_checkpoints
+    checkpoint.save(folder, done, loop.policy, loop.optimizer, kept, keep=keep, reference=loop.moving)
 
 
 def sliced(loop: Loop, done: int) -> dict[str, Any]:

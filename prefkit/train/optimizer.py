@@ -24,8 +24,23 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 WHOLE = ("step", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
 
 
+def need(kind: Kind, device: torch.device, *, sharded: bool) -> None:
+    """TrainError where 8 bits cannot be."""
+    if kind == "adamw":
+        return
+    if device.type != "cuda":
+        raise TrainError('optimizer = "adamw_8bit" needs a CUDA device, and this machine has none.')
+    if sharded:
+        raise TrainError(
+            'optimizer = "adamw_8bit" has no form for weights that are dealt to ranks: use lora, or adamw.'
+        )
+    if not find_spec("bitsandbytes"):
+        raise TrainError('optimizer = "adamw_8bit" needs bitsandbytes: pip install bitsandbytes.')
+
+
 def make(now: Policy, kind: Kind, *, weight_decay: float, betas: tuple[float, float], eps: float) -> Any:
-    """The optimiser; matrices and embeddings decay, norms and biases do not. TrainError where 8 bits cannot be."""
+    """The optimiser; matrices and embeddings decay, norms and biases do not. TrainError for what `need` finds."""
+    need(kind, now.device, sharded=now.sharded)
     parameters = list(now.trained().values())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -34,14 +49,6 @@ def make(now: Policy, kind: Kind, *, weight_decay: float, betas: tuple[float, fl
     groups = [group for group in groups if group["params"]]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
-    if now.device.type != "cuda":
-        raise TrainError('optimizer = "adamw_8bit" needs a CUDA device, and this machine has none.')
-    if now.sharded:
-        raise TrainError(
-            'optimizer = "adamw_8bit" has no form for weights that are dealt to ranks: use lora, or adamw.'
-        )
-    if not find_spec("bitsandbytes"):
-        raise TrainError('optimizer = "adamw_8bit" needs bitsandbytes: pip install bitsandbytes.')
     return eight_bit(groups, betas=betas, eps=eps)
 
 

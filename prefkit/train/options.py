@@ -130,6 +130,10 @@ class TrainOptions:
     losses: list[list[Weighted]]
     folder: Path  # where relative paths start
 
+    def located(self, name: str) -> str:
+        """A path as the pipeline file means it, relative to the file, if there is one; else the name as it is."""
+        return str(self.folder / name) if (self.folder / name).is_dir() else name
+
     def table(self) -> dict[str, Any]:
         """All options with defaults filled in, as JSON-able data: for --dry-run, the model card and RUN/run.json."""
         phases = []

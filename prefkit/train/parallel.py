@@ -181,13 +181,18 @@ def first_before_others() -> Iterator[None]:
         wait()
 
 
+def need_sharding() -> None:
+    """TrainError where this torch cannot deal weights to ranks as `shard` does."""
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise TrainError(f"dealing weights to ranks needs torch 2.13 or later, and this is {torch.__version__}.")
+
+
 def shard(model: Any, device: torch.device, *, low_precision: bool, cpu_offload: bool) -> None:
     """Deal the model's weights to all ranks; on each, forward and backward then gather a layer at a time.
 
     Gradients are summed over the ranks, not averaged: the loss is divided by the whole step's pairs already.
     """
-    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-        raise TrainError(f"dealing weights to ranks needs torch 2.13 or later, and this is {torch.__version__}.")
+    need_sharding()
     if not dist.is_initialized():  # one process that offloads
         dist.init_process_group(backend(), store=dist.HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (size(),))

@@ -98,6 +98,11 @@ class Policy:
         return hasattr(self.model, "disable_adapter")
 
 
+def own_device() -> torch.device:
+    """Where this process computes."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def quiet_transformers() -> None:
     """No progress bars for loading and writing weights: they would cut through the run's own progress."""
     transformers_logging.disable_progress_bar()
@@ -170,7 +175,7 @@ def ready(model: Any, *, dtype: Dtype, kernel: attention.Kernel = "auto", to_sha
 
     One that is `to_shard` stays in main memory: the whole of it may not fit the device.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     without_dropout(model)
     check_head(model)
     router.check(model)

@@ -18,7 +18,6 @@ from, derives the reference from those, and only then puts the checkpoint into p
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -27,10 +26,10 @@ from typing import Any
 
 import torch
 
-from prefkit import __version__, resolve, runs, urls
+from prefkit import __version__, runs, urls
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import DataError, TrainError
-from prefkit.manifest import Manifest, write_text_atomically
+from prefkit.manifest import write_text_atomically
 from prefkit.train import (
     adapters,
     chat,
@@ -54,14 +53,16 @@ from prefkit.train.adapters import Lora
 from prefkit.train.alarms import Alarms
 from prefkit.train.arriving import supplied
 from prefkit.train.claim import claimed
-from prefkit.train.loop import Job, Loop, Tested, recalled, run_steps
+from prefkit.train.job import Job
+from prefkit.train.loop import Loop, Tested, recalled, run_steps
 from prefkit.train.metrics import Progress, Silent
-from prefkit.train.objective import Preference, of_phase
-from prefkit.train.options import Phase, TrainOptions, check
+from prefkit.train.objective import of_phase
+from prefkit.train.options import Phase, check
 from prefkit.train.samples import SampleOptions, Samples
 from prefkit.train.splits import make_plan, open_splits
+from prefkit.train.terms import Weighted
 
-__all__ = ["check", "plan", "train"]
+__all__ = ["check", "train"]
 
 
 def train(
@@ -92,6 +93,8 @@ def train(
         raise DataError(f"{data}: the train split has no rows, so there is nothing to learn from.")
     labelled.check(options, manifest.kind)
     progress = (progress if parallel.is_first() else None) or Silent()
+    policy.quiet_transformers()
+    torch.set_flush_denormal(True)  # tiny gradients otherwise reach denormals, which halve the speed of a CPU
     with ExitStack() as of_first:
         writers: Sequence[sinks.Write] = ()
         if parallel.is_first():
@@ -99,101 +102,36 @@ def train(
             writers = of_first.enter_context(sinks.opened(log_to, out, options.table(), progress.note))
         parallel.alike({"the options": options.table(), "the data set": manifest.data_hash, "max_steps": max_steps})
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or out / "cache", shard_cache)
-        result = run_phases(options, manifest, folder, out, cache, max_steps, writers, progress)
+        with parallel.first_before_others():
+            words = tokenizer.of_run(options, folder, manifest, out)
+        kept = Path(parallel.of_first(str(chat.cache_folder(folder, cache, out / "cache"))))
+        reports = run_phases(Job(options, folder, manifest, out, kept, words, max_steps, writers, progress))
         if parallel.is_first():
             runs.write([out])
-        return result
+        return {"model": str(out / "model"), "phases": reports}
 
 
-def run_phases(
-    options: TrainOptions,
-    manifest: Manifest,
-    data: Path,
-    out: Path,
-    cache: Path | None,
-    max_steps: int | None,
-    writers: Sequence[sinks.Write],
-    progress: Progress,
-) -> dict[str, Any]:
-    """All phases that are not finished yet, in turn; returns what `train` does."""
-    policy.quiet_transformers()
-    torch.set_flush_denormal(True)  # tiny gradients otherwise reach denormals, which halve the speed of a CPU
-    with parallel.first_before_others():
-        words = prepare_tokenizer(options, data, manifest, out)
-    cache = Path(parallel.of_first(str(chat.cache_folder(data, cache, out / "cache"))))
-    job = Job(options, data, manifest, out, cache, words, max_steps, writers, progress)
-    finished = {phase.name: out / phase.name / "phase.json" for phase in options.phases}
-    for number, (name, file) in enumerate(finished.items()):
-        if parallel.of_first(file.exists()):
+def run_phases(job: Job) -> dict[str, Any]:
+    """All phases that are not finished yet, in turn; returns what each reports."""
+    options = job.options
+    reports = {phase.name: job.out / phase.name / "phase.json" for phase in options.phases}
+    finished = parallel.of_first([file.exists() for file in reports.values()])
+    for phase, losses, is_finished in zip(options.phases, options.losses, finished, strict=True):
+        if not is_finished:
+            look_ahead(job, phase, losses)
+    for number, (name, file) in enumerate(reports.items()):
+        if finished[number]:
             standing.check_unchanged(job, name, standing.read_report(file)["made_from"], standing.vocabulary(job))
         else:
             run_phase(job, number)
-    reports = {name: standing.read_report(file) for name, file in finished.items()}
-    return {"model": str(out / "model"), "phases": reports}
+    return {name: standing.read_report(file) for name, file in reports.items()}
 
 
-def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None = None) -> list[dict[str, Any]]:
-    """What each phase would do, from the manifest alone; `steps` is an upper bound, as steps take whole prompts."""
-    manifest = shards.manifest_of(data)
-    labelled.check(options, manifest.kind)
-    rows = manifest.rows("train")
-    planned = []
-    for phase, losses in zip(options.phases, options.losses, strict=True):
-        repeats = math.prod(max([1.0, *(w or {}).values()]) for w in (phase.source_weights, phase.lang_weights))
-        epochs = math.ceil(rows * repeats / phase.pairs_per_step) * phase.epochs
-        limits = [epochs, phase.max_steps, max_steps]
-        planned.append(
-            {
-                "phase": phase.name,
-                "objective": phase.objective,
-                "rows": rows,
-                "epochs": phase.epochs,
-                "pairs_per_step": phase.pairs_per_step,
-                "steps": min(limit for limit in limits if limit is not None),
-                "reference": phase.reference if Preference.of(losses).takes_reference else None,
-                "whole_step": Preference.of(losses).whole_step,
-            }
-        )
-    return planned
-
-
-def prepare_tokenizer(options: TrainOptions, data: Path, manifest: Manifest, out: Path) -> Any:
-    """The tokenizer of the run, with its chat template; a trained one is kept in RUN/tokenizer."""
-    model = options.model
-    if isinstance(model.tokenizer, dict):
-        kept = out / "tokenizer"
-        if not kept.exists():
-            call = resolve.check("prefkit.train.tokenizer:train_bpe", model.tokenizer, "[model] tokenizer")
-            with files.whole_folder(kept) as folder:
-                tokenizer.train_bpe(data, manifest, **call.options).save_pretrained(folder)
-        words = tokenizer.load_tokenizer(kept)
-    else:
-        source = located(model.tokenizer or model.path or "", options.folder)
-        words = tokenizer.load_tokenizer(source, trust_remote_code=model.trust_remote_code)
-    tokenizer.set_chat_template(words, model.chat_template, options.folder)
-    return words
-
-
-def located(name: str, folder: Path) -> str:
-    """A path as the pipeline file means it, relative to the file, if there is one; else the name as it is."""
-    return str(folder / name) if (folder / name).is_dir() else name
-
-
-def start_of(job: Job, number: int) -> Any:
-    """The model that a phase starts from, exactly as it was before the phase, also when resuming."""
-    model, phase = job.options.model, job.options.phases[number]
-    if number:
-        before = job.out / job.options.phases[number - 1].name / "model"
-        if (damaged := files.damaged(before)) is not None:
-            raise TrainError(f"{damaged}: damaged. {standing.FINISH_AGAIN}")
-        start = policy.load(before, trust_remote_code=model.trust_remote_code)
-    elif model.config is not None:
-        start = policy.create(model.config, job.tokenizer, seed=model.seed)
-    else:
-        start = policy.load(located(model.path or "", job.options.folder), trust_remote_code=model.trust_remote_code)
-    if phase.lora is not None:
-        adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
-    return start
+def look_ahead(job: Job, phase: Phase, losses: list[Weighted]) -> None:
+    """What a phase would end for at once is said before the first one begins, which may take days."""
+    of_phase(phase, losses)
+    open_samples(job, phase)
+    learner.need(phase)
 
 
 def run_phase(job: Job, number: int) -> None:
@@ -207,16 +145,15 @@ def run_phase(job: Job, number: int) -> None:
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
     tested = None if test_set is None else Tested.of(objective, test_set.whole)
     objective = objective.on(train_set.examples)
-    now = learner.ready(job, phase, start)
+    ready = learner.ready(job, phase, start)
     made_from = standing.made_from(job, start, train_set, test_set)
     state = standing.of(job, number, made_from)
     # All that can be found wrong was looked at before this, since the reference takes long.
     torch.manual_seed(phase.seed)
     prompts = order.prompts_until(steps)
-    now, of_train, of_test, live = learner.with_reference(job, phase, objective, now, train_set, test_set, prompts)
-    moving = live if phase.reference_sync is not None else None
-    how: dict[str, Any] = {"weight_decay": phase.weight_decay, "betas": phase.betas, "eps": phase.eps}
-    optimizer = optimizers.make(now, phase.optimizer, **how)
+    learned = learner.with_reference(job, phase, objective, ready, train_set, test_set, prompts)
+    now, moving = learned.policy, learned.moving
+    optimizer = optimizers.make(now, phase.optimizer, weight_decay=phase.weight_decay, betas=phase.betas, eps=phase.eps)
     if state["step"]:
         checkpoint.restore(job.out / phase.name / "checkpoints", now, optimizer, moving)
         job.progress.note(f"{phase.name} goes on after step {state['step']} of {steps}.")
@@ -230,8 +167,8 @@ def run_phase(job: Job, number: int) -> None:
         train_set=train_set,
         order=order,
         steps=steps,
-        reference=of_train,
-        tested=tested and replace(tested, reference_logps=of_test),
+        reference=learned.reference,
+        tested=tested and replace(tested, reference_logps=learned.of_test),
         log=open_log(job, phase, state),
         samples=taken,
         slices=slices.begun(train_set.examples, objective.names, state.get("slices")),
@@ -241,17 +178,29 @@ def run_phase(job: Job, number: int) -> None:
     finish(loop, number, run_loop(loop, state))
 
 
-def run_loop(loop: Loop, state: dict[str, Any]) -> int:
-    """All steps after those of `state`; returns the length of the log."""
-    examples, order = loop.train_set.examples, loop.order
-    with closing(loop.log), supplied(examples, lambda: order.shards_needed(state["step"], loop.steps)):
-        if loop.samples is not None:
-            loop.samples.cut(state["step"] or -1)
-        run_steps(loop, state)
-        written = loop.log.length()
-    if loop.train_set.store.counts and loop.phase.stream:  # none, where all steps were done before
-        loop.job.progress.note(f"{loop.phase.name}, {loop.train_set.store.summary}")
-    return written
+def open_samples(job: Job, phase: Phase) -> Samples | None:
+    """What takes the samples of a phase, if it asks for any."""
+    if phase.samples is None:
+        return None
+    options = SampleOptions(**phase.samples)
+    return Samples(job.out, phase.name, options, samples.choose(options, job.data, job.manifest), job.tokenizer)
+
+
+def start_of(job: Job, number: int) -> Any:
+    """The model that a phase starts from, exactly as it was before the phase, also when resuming."""
+    model, phase = job.options.model, job.options.phases[number]
+    if number:
+        before = job.out / job.options.phases[number - 1].name / "model"
+        if (damaged := files.damaged(before)) is not None:
+            raise TrainError(f"{damaged}: damaged. {standing.FINISH_AGAIN}")
+        start = policy.load(before, trust_remote_code=model.trust_remote_code)
+    elif model.config is not None:
+        start = policy.create(model.config, job.tokenizer, seed=model.seed)
+    else:
+        start = policy.load(job.options.located(model.path or ""), trust_remote_code=model.trust_remote_code)
+    if phase.lora is not None:
+        adapters.prepare(start, Lora(**phase.lora), getattr(torch, phase.dtype))
+    return start
 
 
 def open_log(job: Job, phase: Phase, state: dict[str, Any]) -> metrics.Log | metrics.NoLog:
@@ -269,39 +218,47 @@ def open_log(job: Job, phase: Phase, state: dict[str, Any]) -> metrics.Log | met
     )
 
 
-def open_samples(job: Job, phase: Phase) -> Samples | None:
-    """What takes the samples of a phase, if it asks for any."""
-    if phase.samples is None:
-        return None
-    options = SampleOptions(**phase.samples)
-    return Samples(job.out, phase.name, options, samples.choose(options, job.data, job.manifest), job.tokenizer)
+def run_loop(loop: Loop, state: dict[str, Any]) -> int:
+    """All steps after those of `state`; returns the length of the log."""
+    examples, order = loop.train_set.examples, loop.order
+    with closing(loop.log), supplied(examples, lambda: order.shards_needed(state["step"], loop.steps)):
+        if loop.samples is not None:
+            loop.samples.cut(state["step"] or -1)
+        run_steps(loop, state)
+        written = loop.log.length()
+    if loop.train_set.store.counts and loop.phase.stream:  # none, where all steps were done before
+        loop.job.progress.note(f"{loop.phase.name}, {loop.train_set.store.summary}")
+    return written
 
 
 def finish(loop: Loop, number: int, metrics_bytes: int) -> None:
     """Export the model of the phase, and then say in `phase.json` that it is finished."""
     job, name = loop.job, loop.phase.name
     weights = export.gathered(loop.policy)
-    if not parallel.is_first():
-        parallel.wait()
-        return
-    last = number == len(job.options.phases) - 1
-    lines = metrics.read(job.out, name)
+    if parallel.is_first():
+        report = report_of(loop, metrics_bytes)
+        before = [phase.name for phase in job.options.phases[:number]]
+        reports = {phase: standing.read_report(job.out / phase / "phase.json") for phase in before} | {name: report}
+        merge = loop.phase.lora is None or loop.phase.lora["merge"]
+        card = export.model_card(job.options, job.manifest.data_hash, reports, __version__, merge=merge)
+        is_last = number == len(job.options.phases) - 1
+        target = job.out / "model" if is_last else job.out / name / "model"
+        export.export(loop.policy, job.tokenizer, target, card, merge=merge, weights=weights)
+        write_text_atomically(job.out / name / "phase.json", json.dumps(report, indent=1) + "\n")
+    parallel.wait()
+
+
+def report_of(loop: Loop, metrics_bytes: int) -> dict[str, Any]:
+    """What `phase.json` says of a finished phase; `metrics_bytes` is the length of the log at its end."""
+    lines = metrics.read(loop.job.out, loop.phase.name)
     evaluations = [line for line in lines if "eval_loss" in line]
-    report = {
+    return {
         "steps": max(line["step"] for line in lines),
         "metrics_bytes": metrics_bytes,
-        "made_from": standing.vocabulary(job),
+        "made_from": standing.vocabulary(loop.job),
         "tokens": loop.train_set.store.counts,
         "epochs": [loop.order.account(epoch) for epoch in range(loop.phase.epochs)],
         "last_step": next((line for line in reversed(lines) if "loss" in line), None),
         "eval_before": evaluations[0] if evaluations else None,
         "eval_after": evaluations[-1] if evaluations else None,
     }
-    before = [phase.name for phase in job.options.phases[:number]]
-    reports = {phase: standing.read_report(job.out / phase / "phase.json") for phase in before} | {name: report}
-    merge = loop.phase.lora is None or loop.phase.lora["merge"]
-    card = export.model_card(job.options, job.manifest.data_hash, reports, __version__, merge=merge)
-    target = job.out / "model" if last else job.out / name / "model"
-    export.export(loop.policy, job.tokenizer, target, card, merge=merge, weights=weights)
-    write_text_atomically(job.out / name / "phase.json", json.dumps(report, indent=1) + "\n")
-    parallel.wait()

@@ -11,7 +11,7 @@ from prefkit.train import chat, labelled, policy, sampling
 from prefkit.train.arriving import Arriving, Supply, read_index
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
-from prefkit.train.loop import Job, SplitData
+from prefkit.train.job import Job, SplitData
 from prefkit.train.objective import Preference, Supervised, tokenising
 from prefkit.train.options import Phase
 from prefkit.train.stream import Plan

@@ -23,7 +23,7 @@ from prefkit import __version__
 from prefkit.errors import TrainError
 from prefkit.manifest import write_text_atomically
 from prefkit.train import chat, checkpoint, parallel, policy
-from prefkit.train.loop import Job, SplitData
+from prefkit.train.job import Job, SplitData
 
 # A finished phase can be finished again from its last checkpoint; what came after it started from its model.
 FINISH_AGAIN = "Delete the phase's phase.json and the folders of the phases after it, and go on with --resume."

@@ -20,12 +20,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import has_file
 
+from prefkit import resolve
 from prefkit.errors import TrainError, did_you_mean, one_line
 from prefkit.manifest import Manifest
 from prefkit.schema import MESSAGES
 from prefkit.train import shards
 from prefkit.train.adapters import base_of
+from prefkit.train.files import whole_folder
 from prefkit.train.hub import local_files_only
+from prefkit.train.options import TrainOptions
 
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 SPECIAL_TEMPLATE = (
@@ -49,6 +52,23 @@ TEMPLATES = {
         "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
     )
 }
+
+
+def of_run(options: TrainOptions, data: Path, manifest: Manifest, out: Path) -> Any:
+    """The tokenizer of a run, with its chat template; a trained one is kept in RUN/tokenizer."""
+    model = options.model
+    if isinstance(model.tokenizer, dict):
+        kept = out / "tokenizer"
+        if not kept.exists():
+            call = resolve.check("prefkit.train.tokenizer:train_bpe", model.tokenizer, "[model] tokenizer")
+            with whole_folder(kept) as folder:
+                train_bpe(data, manifest, **call.options).save_pretrained(folder)
+        words = load_tokenizer(kept)
+    else:
+        source = options.located(model.tokenizer or model.path or "")
+        words = load_tokenizer(source, trust_remote_code=model.trust_remote_code)
+    set_chat_template(words, model.chat_template, options.folder)
+    return words
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prefkit import manifest as manifests
-from prefkit.train import chat, metrics, policy, reference, run
+from prefkit.train import chat, metrics, policy, reference, run, tokenizer
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import TIMING, Silent
@@ -85,7 +85,7 @@ def test_ld_alpha_runs_whatever_the_bins_and_the_reference(data, tmp_path):
 
 def examples_of(data, folder, how):
     manifest = manifests.read(data)
-    words = run.prepare_tokenizer(run.check(pipeline(data, LD)), data, manifest, folder)
+    words = tokenizer.of_run(run.check(pipeline(data, LD)), data, manifest, folder)
     return Examples.of(chat.tokenise(data, manifest, "train", words, how, cache=folder, progress=Silent()))
 
 

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
+from prefkit import manifest
 from prefkit.errors import TrainError, UsageError
 from prefkit.resolve import functions_of
-from prefkit.train import loop, metrics, run
+from prefkit.train import estimate, loop, metrics, run
 from prefkit.train import losses as of_losses
 from prefkit.train import reference as of_reference
 from prefkit.train.loop import learning_rate
@@ -385,6 +386,29 @@ def test_what_is_wrong_is_found_before_the_reference_which_takes_long(data, tmp_
         run.train(pipeline(data, DPO), data=tmp_path / "plain", out=tmp_path / "other")
 
 
+def test_what_a_later_phase_lacks_is_found_before_the_first_one(data, tmp_path, monkeypatch):
+    """A loss that fails, a device that is missing, no prompts for samples: said before days of training."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "loss_of_bins.py").write_text(
+        "from prefkit.train.losses import LossOutput\n"
+        "def mean(policy):\n    return LossOutput((policy.chosen_P * 0).mean(), policy.chosen_P, policy.chosen_P)\n"
+    )
+    write_data_set(tmp_path / "plain", toy_pairs(6))
+    monkeypatch.setattr(run, "run_phase", lambda job, number: pytest.fail("a phase begins"))
+    for later, words in (
+        ({"objective": "loss_of_bins:mean"}, "failed on six pairs"),
+        ({"optimizer": "adamw_8bit"}, "needs a CUDA device"),
+        ({"lora": {"quantize": "nf4"}}, "needs a CUDA device"),
+        ({"attention": "varlen"}, "cannot be had"),
+        ({"samples": {"prompts": 2}}, "no test split to take prompts from"),
+    ):
+        if "CUDA" in words and torch.cuda.is_available():
+            continue
+        with pytest.raises((TrainError, UsageError), match=words):
+            run.train(pipeline(data, SFT, {**DPO, **later}), data=tmp_path / "plain", out=tmp_path / "r")
+        assert not (tmp_path / "r").exists()
+
+
 def test_changed_chat_template_or_tokenizer_is_refused_on_resume(data, tmp_path):
     trained(data, tmp_path / "base", SFT, max_steps=1)
     base, template = tmp_path / "base" / "model", tmp_path / "t.jinja"
@@ -581,7 +605,7 @@ def test_plan_and_options_are_plain_data(data):
     table = json.loads(json.dumps(options.table()))
     assert table["train"][1]["beta"] == 0.1
     assert "column" not in table["train"][1]
-    planned = run.plan(options, data, max_steps=5)
+    planned = estimate.outline(options, manifest.read(data), max_steps=5)
     assert [(p["phase"], p["steps"], p["reference"]) for p in planned] == [("sft", 5, None), ("dpo", 5, "cached")]
 
 
