@@ -18,6 +18,7 @@ from prefkit.pairs.canonical import canonical_texts, identities
 from prefkit.pairs.decode import Decoded
 from prefkit.pairs.packed import Packed
 from prefkit.pairs.records import Aspects, BadRow, Rated
+from prefkit.pairs.redact import KINDS, replace
 from prefkit.pairs.scores import weigh
 
 # `group` numbers the prompts of a part in input order. An answer's prompt is the one of its group.
@@ -181,7 +182,7 @@ class _Columns:
                 "origin_row": pl.Series(rows, dtype=pl.Int64),
                 "completion_index": pl.Series(indices, dtype=pl.Int32),
                 "prompt_id": prompt_ids.gather(pl.Series(at, dtype=pl.UInt32)),
-                "detail": _texts(details),
+                "detail": replace(_texts(details), KINDS),  # as of rules
                 "raw": pl.Series(raw, dtype=pl.Binary),
             }
         ).with_columns(stage=pl.lit("read"), origin_file=pl.lit(self.file), cluster_id=pl.lit(None, pl.String))

@@ -2,8 +2,9 @@
 
 A rule over the columns of CANDIDATES judges each candidate, before duplicates are looked for; one that needs a column
 of PAIRS (`margin`, `chosen`, …) judges each pair. Which of the two follows from the columns that the expression
-names, so a rule is nothing but its expression. An expression must judge each row by itself, or within its prompt: rows
-come in batches whose borders mean nothing. The function's name is the reject reason. A null verdict rejects: a
+names, so a rule is nothing but its expression; one that measures what its columns do not show gives that beside it,
+for the detail of its rejects (`rules.Measured`). An expression must judge each row by itself, or within its prompt:
+rows come in batches whose borders mean nothing. The function's name is the reject reason. A null verdict rejects: a
 rule that cannot be decided was not passed.
 
 Lengths are in characters (Unicode code points), which needs no tokenizer and means the same in every language.
@@ -35,6 +36,7 @@ from prefkit.pairs.patterns import (
     TEMPLATE_TOKENS,
     Language,
 )
+from prefkit.pairs.rules import Measured
 from prefkit.pairs.scores import on_paper
 
 Count = Annotated[int, Field(ge=0)]
@@ -47,17 +49,15 @@ Languages = Annotated[tuple[Language, ...], Field(min_length=1)]
 LAST_LINE = 300  # characters of an answer in which its last line is looked for
 
 
-def prompt_length(*, min_characters: Count = 1, max_characters: Count = 20_000) -> pl.Expr:
+def prompt_length(*, min_characters: Count = 1, max_characters: Count = 20_000) -> Measured:
     """Keep prompts whose turns together have between min_characters and max_characters."""
     lengths = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars())
-    return _within(lengths.list.sum(), min_characters, max_characters, "prompt_length")
+    return _within("prompt", lengths.list.sum(), min_characters, max_characters)
 
 
-def response_length(*, min_characters: Count = 1, max_characters: Count = 20_000) -> pl.Expr:
+def response_length(*, min_characters: Count = 1, max_characters: Count = 20_000) -> Measured:
     """Keep responses with between min_characters and max_characters, outer white space not counted."""
-    return _within(
-        pl.col("response").str.strip_chars().str.len_chars(), min_characters, max_characters, "response_length"
-    )
+    return _within("response", pl.col("response").str.strip_chars().str.len_chars(), min_characters, max_characters)
 
 
 def sources(*, allow: Names | None = None, deny: Names | None = None) -> pl.Expr:
@@ -130,7 +130,7 @@ def repetition(
     max_duplicate_sentences: Fraction = 0.20,
     factor: Annotated[float, Field(gt=0)] = 1.0,
     min_words: Count = 50,
-) -> pl.Expr:
+) -> Measured:
     """Keep answers that do not repeat themselves: lines, paragraphs, sentences and word n-grams.
 
     The limits are Gopher's for web pages (Rae et al., arXiv:2112.11446, table A1): of repeated lines and paragraphs
@@ -155,7 +155,13 @@ def repetition(
         measures, words = ngrams.repetition(texts)
         return pl.Series((words >= min_words) & (measures > factor * np.array(limits)).any(axis=1))
 
-    return pl.col("response").is_not_null() & ~_judged(pl.col("response"), repeats)
+    def told(texts: pl.Series) -> pl.Series:
+        found = (zip(ngrams.MEASURES, of_text, limits, strict=True) for of_text in ngrams.repetition(texts)[0].tolist())
+        above = ([f"{name} {share:.6g}" for name, share, limit in each if share > factor * limit] for each in found)
+        return pl.Series(map(", ".join, above), dtype=pl.String)
+
+    text = pl.col("response")
+    return Measured(text.is_not_null() & ~_judged(text, repeats), text.map_batches(told, pl.String))
 
 
 def template_tokens(*, extra: list[Annotated[str, Field(min_length=1)]] | None = None) -> pl.Expr:
@@ -183,18 +189,20 @@ def min_margin(*, margin: Limit) -> pl.Expr:
     return on_paper(pl.col("margin")) >= margin
 
 
-def length_ratio(*, max_ratio: Annotated[float, Field(ge=1)] = 10.0, floor: Positive = 200) -> pl.Expr:
+def length_ratio(*, max_ratio: Annotated[float, Field(ge=1)] = 10.0, floor: Positive = 200) -> Measured:
     """Keep pairs whose longer answer has at most max_ratio times the characters of the shorter.
 
     An answer of fewer than `floor` characters counts as that long, so that "Yes." against two sentences passes.
     Source: preference optimisation learns length where pairs differ in it (Park et al., arXiv:2403.19159; Singhal et
     al., arXiv:2310.03716).
     """
-    lengths = [_text(side).str.strip_chars().str.len_chars().clip(lower_bound=floor) for side in ("chosen", "rejected")]
-    return pl.max_horizontal(lengths) <= max_ratio * pl.min_horizontal(lengths)
+    lengths = [_text(side).str.strip_chars().str.len_chars() for side in ("chosen", "rejected")]
+    counted = [length.clip(lower_bound=floor) for length in lengths]
+    keep = pl.max_horizontal(counted) <= max_ratio * pl.min_horizontal(counted)
+    return Measured(keep, pl.format("chosen: {} characters, rejected: {} characters", *lengths))
 
 
-def near_identical(*, max_similarity: Fraction = 0.9, ngram: Positive = 3) -> pl.Expr:
+def near_identical(*, max_similarity: Fraction = 0.9, ngram: Positive = 3) -> Measured:
     """Keep pairs whose answers differ: the Jaccard similarity of their word n-grams is at most max_similarity.
 
     Compared in lower case; words are those of `ngrams`. One changed word in 60 lies at 0.9. About 25 µs a pair.
@@ -202,13 +210,14 @@ def near_identical(*, max_similarity: Fraction = 0.9, ngram: Positive = 3) -> pl
     Razin et al., arXiv:2410.08847).
     """
 
-    def similar(sides: pl.Series) -> pl.Series:
+    def similarities(sides: pl.Series) -> pl.Series:
         chosen, rejected = (sides.struct.field(side).str.to_lowercase() for side in ("chosen", "rejected"))
-        return pl.Series(ngrams.similarity(chosen, rejected, ngram) > max_similarity)
+        return pl.Series(ngrams.similarity(chosen, rejected, ngram))
 
     both = pl.struct(chosen=_text("chosen"), rejected=_text("rejected"))
     known = pl.col("chosen").is_not_null() & pl.col("rejected").is_not_null()
-    return known & ~both.map_batches(similar, pl.Boolean, is_elementwise=True)
+    similarity = both.map_batches(similarities, pl.Float64, is_elementwise=True)
+    return Measured(known & (similarity <= max_similarity), pl.format("similarity: {}", similarity.round(6)))
 
 
 def pairs_per_prompt(*, at_most: Positive) -> pl.Expr:
@@ -221,10 +230,12 @@ def pairs_per_prompt(*, at_most: Positive) -> pl.Expr:
     return on_paper(pl.col("margin")).rank("ordinal", descending=True).over("prompt_id") <= at_most
 
 
-def _within(length: pl.Expr, least: int, most: int, rule: str) -> pl.Expr:
+def _within(what: str, length: pl.Expr, least: int, most: int) -> Measured:
     if least > most:
-        raise UsageError(f"[[build.filters]] {rule}: min_characters = {least} is more than max_characters = {most}.")
-    return length.is_between(least, most)
+        raise UsageError(
+            f"[[build.filters]] {what}_length: min_characters = {least} is more than max_characters = {most}."
+        )
+    return Measured(length.is_between(least, most), pl.format(f"{what}: {{}} characters", length))
 
 
 def _listed(column: str, allow: list[str] | None, deny: list[str] | None) -> pl.Expr:

@@ -23,9 +23,9 @@ from pydantic import FiniteFloat
 
 from prefkit.errors import UsageError
 from prefkit.pairs.bucket import Bucket
+from prefkit.pairs.rules import Rule
 from prefkit.pairs.select import (
     Neighbours,
-    Rules,
     answers_left,
     first_says,
     judge,
@@ -39,16 +39,16 @@ from prefkit.pairs.select import (
 SCORE = pl.col("completion_score")
 TEXT = ("prompt_id", "completion_text")
 _IS_GOOD = pl.col("label")
-ALWAYS: Rules = {
-    "contradictory_labels": (
+ALWAYS = {
+    "contradictory_labels": Rule(
         _IS_GOOD.n_unique().over(TEXT) == 1,
-        pl.when(_IS_GOOD)
+        told=pl.when(_IS_GOOD)
         .then(first_says("completion", ~_IS_GOOD, TEXT, "labels it bad"))
         .otherwise(first_says("completion", _IS_GOOD, TEXT, "labels it good")),
     ),
-    "repeated_label": (
+    "repeated_label": Rule(
         pl.int_range(pl.len()).over(TEXT) == 0,
-        first_says("completion", pl.lit(True), TEXT, "has the same answer"),
+        told=first_says("completion", pl.lit(True), TEXT, "has the same answer"),
     ),
 }
 REASONS = ("no_label", *ALWAYS)
@@ -79,7 +79,7 @@ def label_bucket(folder: Path, bucket: int, rows: Bucket, among: Neighbours, how
     labelled = with_prompts(labelled, prompts).with_columns(label=how.desirable_at_least <= SCORE)
     has_label = (how.desirable_at_least <= SCORE) | (how.undesirable_at_most >= SCORE)
     options = ", ".join(f"{name}={value:g}" for name, value in how._asdict().items())
-    rules: Rules = {"no_label": (has_label, options), **ALWAYS}
+    rules = {"no_label": Rule(has_label, options), **ALWAYS}
     judged, lost = judge(labelled, "labels", rules)
     fates.append(unused(answers, judged, "labels"))
     save(folder, "labels", placed(judged, "labels", among.split), pl.concat(fates), lost)

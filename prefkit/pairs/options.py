@@ -20,6 +20,7 @@ from prefkit.pairs import decontaminate, exclude, inputs, label, mix, read, sele
 from prefkit.pairs.exclude import Excluded
 from prefkit.pairs.inputs import RawFile
 from prefkit.pairs.language import SHIPPED, UNDETERMINED, model_path, tags_of
+from prefkit.pairs.rules import Rule, rule
 from prefkit.pairs.unite import SET_RULES
 from prefkit.resolve import Call, check, find, load, options_of
 
@@ -120,7 +121,7 @@ class Options:
 
     def look_at_aspects(self) -> bool:
         """Whether anything besides `score_weights` asks for the aspects of answers: a filter, a strategy of others."""
-        filters = any("aspects" in call.call().meta.root_names() for call in self.candidate_filters)
+        filters = any("aspects" in rule(call).keep.meta.root_names() for call in self.candidate_filters)
         return filters or (self.labels is None and self.binarize.is_external)
 
 
@@ -278,16 +279,17 @@ def _filters(table: dict[str, Any], pipeline: Pipeline, language: Call | None) -
         if call.name in names or call.name in RESERVED:
             raise UsageError(f"{where}: the name is taken, and it is the reject reason; name the function otherwise.")
         names.add(call.name)
-        rule = call.call()
-        if not isinstance(rule, pl.Expr):
-            raise UsageError(f"{where}: {call.address} returned {type(rule).__name__}, not a polars expression.")
-        if read.needs_language(rule) and language is None:
+        made = rule(call)
+        parts = [made.keep] if made.measure is None else [made.keep, made.measure]
+        if odd := [type(part).__name__ for part in parts if not isinstance(part, pl.Expr)]:
+            raise UsageError(f"{where}: {call.address} returned {odd[0]}, not a polars expression.")
+        if read.needs_language(made.keep) and language is None:
             raise UsageError(f"{where}: it judges languages, but language = false turns tagging off.")
-        if language and "response_lang" in rule.meta.root_names() and not language.options["responses"]:
+        if language and "response_lang" in made.keep.meta.root_names() and not language.options["responses"]:
             raise UsageError(f"{where}: it judges languages of answers; set [build.language] responses = true.")
         if language and call.address == "prefkit.pairs.filters:languages":
             _check_tags(call.options["allow"], language.options["model"], where)
-        _sort_filter(call, rule, where, of_candidates, of_pairs)
+        _sort_filter(call, made, where, of_candidates, of_pairs)
     return of_candidates, of_pairs
 
 
@@ -301,16 +303,18 @@ def _check_tags(allowed: Sequence[str], model: str, where: str) -> None:
             )
 
 
-def _sort_filter(call: Call, rule: pl.Expr, where: str, of_candidates: list[Call], of_pairs: list[Call]) -> None:
-    columns = set(rule.meta.root_names())
+def _sort_filter(call: Call, made: Rule, where: str, of_candidates: list[Call], of_pairs: list[Call]) -> None:
+    measure = pl.lit(None, pl.String) if made.measure is None else made.measure
+    columns = {*made.keep.meta.root_names(), *measure.meta.root_names()}
     for known, calls in ((schema.CANDIDATES, of_candidates), (schema.PAIRS, of_pairs)):
         if columns <= set(known.names):
             try:
-                verdict = tables.empty(known).select(rule.alias("keep"))["keep"]
+                found = tables.empty(known).select(keep=made.keep, measure=measure)
             except pl.exceptions.PolarsError as error:
                 raise UsageError(f"{where}: polars refuses the expression: {str(error).splitlines()[0]}.") from error
-            if verdict.dtype != pl.Boolean:
-                raise UsageError(f"{where}: the expression must be true or false, not {verdict.dtype}.")
+            for name, kind, what in (("keep", pl.Boolean, "true or false"), ("measure", pl.String, "text")):
+                if found[name].dtype != kind:
+                    raise UsageError(f"{where}: the expression must be {what}, not {found[name].dtype}.")
             calls.append(call)
             return
     unknown = sorted(columns - set(schema.CANDIDATES.names) - set(schema.PAIRS.names))

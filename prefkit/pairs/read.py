@@ -26,7 +26,6 @@ import polars as pl
 import pyarrow as pa
 
 from prefkit import collector, schema
-from prefkit.errors import UsageError
 from prefkit.pairs import inputs, tables
 from prefkit.pairs.batch import ANSWERS, PROMPTS, Tables, collect
 from prefkit.pairs.canonical import canonical_texts
@@ -35,7 +34,7 @@ from prefkit.pairs.decontaminate import Decontamination, Index
 from prefkit.pairs.inputs import Part
 from prefkit.pairs.language import language as tag_languages
 from prefkit.pairs.packed import Packed, numbers_of
-from prefkit.pairs.redact import redact
+from prefkit.pairs.rules import Rule, blamed, detail, rule
 from prefkit.pairs.text import canonical
 from prefkit.resolve import Call
 
@@ -45,9 +44,9 @@ RUN_BYTES = 64 << 20
 OPEN_PARTS = 256  # with two files each; a process may open 1,024 where nothing else is said
 
 # Rules that no pipeline can turn off: a pair needs answers that were given and rated.
-ALWAYS: dict[str, pl.Expr] = {
-    "empty_response": pl.col("response").str.strip_chars().str.len_bytes() > 0,
-    "missing_score": pl.col("score").is_finite(),
+ALWAYS = {
+    "empty_response": Rule(pl.col("response").str.strip_chars().str.len_bytes() > 0),
+    "missing_score": Rule(pl.col("score").is_finite()),
 }
 OF_PROMPT = {"prompt_id", "source", "prompt", "lang", "lang_prob", "langs"}
 
@@ -76,9 +75,9 @@ def read_part(folder: Path, part: Part, how: Reading) -> None:
 
 
 def _read_part(folder: Path, part: Part, how: Reading) -> None:
-    rules = {call.name: (call.call(), shown(call)) for call in how.filters}
-    early = {name: rule for name, rule in rules.items() if not needs_language(rule[0])}
-    late = {name: rule for name, rule in rules.items() if name not in early}
+    rules = {call.name: rule(call) for call in how.filters}
+    early = {name: one for name, one in rules.items() if not needs_language(one.keep)}
+    late = {name: one for name, one in rules.items() if name not in early}
     index = Index(*how.evaluation) if how.evaluation else None
     counts = {"rows": 0, "candidates": 0, "groups": 0}
     stream = decode(inputs.rows(part), how.source, part.file.name)
@@ -91,7 +90,7 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
             counts["rows"] += batch.rows
             counts["candidates"] += batch.candidates
             counts["groups"] += len(batch.prompts)
-            batch = _judge(batch, {name: (rule, "") for name, rule in ALWAYS.items()} | early)
+            batch = _judge(batch, ALWAYS | early)
             batch = _tag(batch, how.language)
             batch = _judge(batch, late) if late else batch
             batch = _decontaminate(batch, index) if index else batch
@@ -120,27 +119,18 @@ def needs_language(rule: pl.Expr) -> bool:
     return not tags.isdisjoint(rule.meta.root_names())
 
 
-def shown(call: Call) -> str:
-    """A rule's options in words: the beginning of the detail of its rejects."""
-    return ", ".join(f"{name}={value!r}" for name, value in call.options.items())
-
-
-def _judge(batch: Tables, rules: dict[str, tuple[pl.Expr, str]]) -> Tables:
+def _judge(batch: Tables, rules: dict[str, Rule]) -> Tables:
     """Apply rules to the answers; those that fail go to the rejects under the name of the first rule that they fail."""
     answers = batch.answers
     rejects = batch.rejects
     left = pl.repeat(True, len(answers), eager=True)
-    for name, (rule, options) in rules.items():
-        try:
-            verdict = _verdict(rule, batch.prompts, answers)
-        except pl.exceptions.PolarsError as error:
-            raise UsageError(f"[[build.filters]] {name} failed: {error}") from error
-        if not verdict.all():
-            fallen = _with_prompt(answers.filter(left & ~verdict), batch.prompts, OF_PROMPT)
-            if name == "pii":  # its detail may quote a text, and rejects are published with the pairs
-                fallen = redact(fallen)
-            rejects.append(tables.rejects(fallen, "filter", name, tables.seen(rule, options, fallen)))
-            left &= verdict
+    for name, judged in rules.items():
+        with blamed(name):
+            verdict = _verdict(judged.keep, batch.prompts, answers)
+            if not verdict.all():
+                fallen = _with_prompt(answers.filter(left & ~verdict), batch.prompts, OF_PROMPT)
+                rejects.append(tables.rejects(fallen, "filter", name, pl.lit(detail(judged, fallen))))
+                left &= verdict
     return batch._replace(answers=answers.filter(left), rejects=rejects)
 
 

@@ -26,7 +26,8 @@ from prefkit.pairs.answers import Twins, fallen
 from prefkit.pairs.bucket import Bucket
 from prefkit.pairs.dedupe import look_up
 from prefkit.pairs.packed import hexadecimal
-from prefkit.pairs.read import keys_of, shown
+from prefkit.pairs.read import keys_of
+from prefkit.pairs.rules import Rule, blamed, detail, rule
 from prefkit.pairs.text import digest_bytes, uniform
 from prefkit.pairs.unite import SCORE_RULES, SET_RULES, sets_of
 from prefkit.resolve import Call
@@ -49,9 +50,6 @@ PART = {
 }
 
 
-Rules = Mapping[str, tuple[pl.Expr, str | pl.Expr]]  # of each what it asks, and what to say of a row that breaks it
-
-
 def first_says(side: str, which: pl.Expr, same: Sequence[str | pl.Expr], what: str) -> pl.Expr:
     """A detail: raw file and row of the first row, among those that are the `same`, for which `which` is true, and
     `what` it says."""
@@ -65,18 +63,18 @@ TEXTS = ["chosen_text", "rejected_text"]
 _SAME_PAIR = ["prompt_id", *TEXTS]
 _SAME_ANSWERS: list[str | pl.Expr] = ["prompt_id", pl.min_horizontal(TEXTS), pl.max_horizontal(TEXTS)]
 _IN_ORDER = pl.col("chosen_text") < pl.col("rejected_text")  # which of the two ways round a pair has its answers
-ALWAYS: Rules = {
-    "not_better": (pl.col("margin") > 0, ""),
-    "identical_responses": (pl.col("chosen_text") != pl.col("rejected_text"), ""),
-    "contradictory_labels": (
+ALWAYS = {
+    "not_better": Rule(pl.col("margin") > 0),
+    "identical_responses": Rule(pl.col("chosen_text") != pl.col("rejected_text")),
+    "contradictory_labels": Rule(
         _IN_ORDER.n_unique().over(_SAME_ANSWERS) == 1,
-        pl.when(_IN_ORDER)
+        told=pl.when(_IN_ORDER)
         .then(first_says("chosen", ~_IN_ORDER, _SAME_ANSWERS, "prefers the other answer"))
         .otherwise(first_says("chosen", _IN_ORDER, _SAME_ANSWERS, "prefers the other answer")),
     ),
-    "repeated_pair": (
+    "repeated_pair": Rule(
         pl.int_range(pl.len()).over(_SAME_PAIR) == 0,
-        first_says("chosen", pl.lit(True), _SAME_PAIR, "has the same pair"),
+        told=first_says("chosen", pl.lit(True), _SAME_PAIR, "has the same pair"),
     ),
 }
 
@@ -113,7 +111,7 @@ class Pairing:
 def select_bucket(folder: Path, bucket: int, rows: Bucket, among: Neighbours, how: Pairing) -> None:
     """Write the bucket's pairs and rejects into `folder`, as `save` does."""
     answers, prompts, fates = answers_left(bucket, rows, among, SCORE_RULES)
-    rules = {**ALWAYS, **{call.name: (call.call(), shown(call)) for call in how.filters}}
+    rules = {**ALWAYS, **{call.name: rule(call) for call in how.filters}}
     judged, lost = judge(_pairs(answers, prompts, how.strategy), "pairs", rules)
     fates.append(unused(answers, judged, "pairs"))
     save(folder, "pairs", placed(judged, "pairs", among.split), pl.concat(fates), lost)
@@ -318,26 +316,24 @@ def side_of(answers: pl.DataFrame, name: str) -> pl.DataFrame:
     )
 
 
-def judge(rows: pl.DataFrame, kind: str, rules: Rules) -> tuple[pl.DataFrame, dict[str, int]]:
+def judge(rows: pl.DataFrame, kind: str, rules: Mapping[str, Rule]) -> tuple[pl.DataFrame, dict[str, int]]:
     """Mark each row with the first rule that it breaks: columns `lost` (null: none) and `detail`; and count them."""
     texts = [f"{side}_text" for side in schema.SIDES[kind]]
     left = rows.with_row_index("at")
     fallen: list[pl.DataFrame] = []
-    for name, (rule, said) in rules.items():
-        try:
-            verdict = left.with_columns(keep=rule.fill_null(False))["keep"]
-        except pl.exceptions.PolarsError as error:
-            raise UsageError(f"[[build.filters]] {name} failed: {error}") from error
-        broken = left.filter(~verdict)
-        if isinstance(said, str):
-            detail: pl.Expr | pl.Series = tables.seen(rule, said, broken.drop(texts))
-        else:  # it may name rows that stay; without broken ones nothing is looked up
-            detail = (left.select(said).to_series() if len(broken) else verdict.cast(pl.String)).filter(~verdict)
-        fallen.append(broken.select("at", lost=pl.lit(name), detail=detail))
+    for name, judged in rules.items():
+        with blamed(name):
+            verdict = left.with_columns(keep=judged.keep.fill_null(False))["keep"]
+            broken = left.filter(~verdict)
+            if judged.told is None or broken.is_empty():
+                said = detail(judged, broken.drop(texts))
+            else:
+                said = left.select(judged.told).to_series().filter(~verdict)
+        fallen.append(broken.select("at", lost=pl.lit(name), detail=said))
         left = left.filter(verdict)
     marks = pl.concat([pl.DataFrame(schema={"at": pl.UInt32, "lost": pl.String, "detail": pl.String}), *fallen])
-    judged = rows.with_row_index("at").join(marks, on="at", how="left", maintain_order="left").drop("at")
-    return judged, {name: len(marked) for name, marked in zip(rules, fallen, strict=True)}
+    marked = rows.with_row_index("at").join(marks, on="at", how="left", maintain_order="left").drop("at")
+    return marked, {name: len(marked) for name, marked in zip(rules, fallen, strict=True)}
 
 
 def unused(answers: pl.DataFrame, judged: pl.DataFrame, kind: str) -> pl.DataFrame:

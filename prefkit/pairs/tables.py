@@ -14,11 +14,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from prefkit.pairs.scores import on_paper
-
 BATCH_ROWS = 1000
-LONGEST_VALUE = 60
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 
 @contextmanager
@@ -156,27 +152,6 @@ def rejects(candidates: pl.DataFrame, stage: str, reason: str | pl.Expr, detail:
         detail=text(detail),
         raw=pl.lit(None, pl.Binary),
     )
-
-
-def seen(rule: pl.Expr, options: str, rows: pl.DataFrame) -> pl.Expr:
-    """The detail of what a rule rejects: its options, and of each column that it looks at, the value or its length.
-
-    Messages are shown as the text of all their turns.
-    """
-    shown: list[pl.Expr] = [pl.lit(options)] if options else []
-    for name in sorted(set(rule.meta.root_names()) & set(rows.columns)):
-        column, kind = pl.col(name), rows.schema[name]
-        if kind == MESSAGES:
-            column, kind = column.list.eval(pl.element().struct.field("content")).list.join("\n"), pl.String()
-        if kind.is_nested():
-            value = pl.format("{} entries", column.list.len()) if kind == pl.List else pl.lit("…")
-        elif kind == pl.String:
-            length = pl.format("{} characters", column.str.len_chars())
-            value = pl.when(column.str.len_bytes() > LONGEST_VALUE).then(length).otherwise(column)
-        else:  # 4.1 - 3.1 as on paper, not as 0.9999999999999996
-            value = (on_paper(column) if kind == pl.Float64 else column).cast(pl.String)
-        shown.append(pl.format(f"{name}: {{}}", value.fill_null("missing")))
-    return pl.concat_str(shown, separator="; ") if shown else pl.lit(None, pl.String)
 
 
 def count_reasons(rejects: pl.DataFrame) -> list[tuple[str, str, bool, int]]:

@@ -28,6 +28,7 @@ from prefkit.pairs import steps
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.text import canonical
 from prefkit.pairs.verify import verify
+from prefkit.pairs.why import why
 from tests.pairs.raw import completion, dirty_lines, row, write_lines
 
 PIPELINE = """
@@ -567,11 +568,14 @@ def test_redaction_and_languages_of_answers(tmp_path: Path) -> None:
 def test_the_detail_of_a_reject_tells_the_values_and_no_personal_data(tmp_path: Path) -> None:
     import json
 
+    thirty = " ".join(map(str, range(30)))
     rows = [
         {"prompt": "Who?", "chosen": "ask jo@acme.org or 8.8.8.8", "rejected": "nobody", "a": 3.0, "b": 2.0},
         {"prompt": "Why?", "chosen": "x" * 5000, "rejected": "because", "a": 3.0, "b": 2.0},
         {"prompt": "When?", "chosen": "now", "rejected": "then", "a": 4.1, "b": 4.0},
         {"prompt": "Where?", "chosen": "here", "rejected": "there", "a": 3.0, "b": 1.0},
+        {"prompt": "How?", "chosen": f"{thirty} so", "rejected": f"{thirty} thus", "a": 3.0, "b": 1.0},
+        {"prompt": "What?", "chosen": "again and " * 40, "rejected": "once", "a": 3.0, "b": 1.0},
     ]
     write_lines(tmp_path / "a.jsonl", [json.dumps(one).encode() for one in rows])
     text = """
@@ -584,7 +588,11 @@ def test_the_detail_of_a_reject_tells_the_values_and_no_personal_data(tmp_path: 
     [[build.filters]]
     use = "pii"
     [[build.filters]]
+    use = "repetition"
+    [[build.filters]]
     use = "length_ratio"
+    [[build.filters]]
+    use = "near_identical"
     [[build.filters]]
     use = "min_margin"
     margin = 0.5
@@ -593,8 +601,56 @@ def test_the_detail_of_a_reject_tells_the_values_and_no_personal_data(tmp_path: 
     fallen = rejects_of(tmp_path / "out").filter(pl.col("detail").is_not_null())
     details = dict(fallen.select("reason", "detail").rows())
     assert details["pii"].endswith("; prompt: Who?; response: ask [EMAIL] or [IP]")
-    assert details["length_ratio"].endswith("; chosen: 5000 characters; rejected: because")
+    assert details["length_ratio"].endswith("; chosen: 5000 characters, rejected: 7 characters")
     assert details["min_margin"].endswith("; margin: 0.1")
+    assert details["near_identical"] == "max_similarity=0.9, ngram=3; similarity: 0.933333", "28 of 30 are shared"
+    assert "; top_2_gram_characters " in details["repetition"]
+    (row,) = why(tmp_path / "out", "5")["rows"]
+    assert {one["rejected"]["detail"] for one in row["candidates"]} == {details["near_identical"]}
+
+
+def test_the_detail_of_what_a_source_rejects_quotes_no_personal_data(tmp_path: Path) -> None:
+    import json
+
+    said = {"I.": True, "You.": False, "They.": "jo@acme.org"}
+    rows = [{"prompt": "Who?", "completion": text, "label": label} for text, label in said.items()]
+    write_lines(tmp_path / "a.jsonl", [json.dumps(one).encode() for one in rows])
+    text = '[build]\nlanguage = false\n[[build.inputs]]\nuse = "unpaired"\n[build.dedupe]\non_duplicate = "merge"\n'
+    build_pairs(pipeline(tmp_path, text=text), tmp_path / "out", given=[str(tmp_path / "a.jsonl")])
+    fallen = rejects_of(tmp_path / "out")
+    assert fallen["detail"].to_list() == ["\"label\" is '[EMAIL]', not true or false"]
+    assert b"jo@acme.org" in fallen["raw"][0], "the row as it was"
+
+
+def test_a_measure_from_outside_is_told_and_checked(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_measures.py").write_text(
+        "import polars as pl\n"
+        "from prefkit.pairs.rules import Measured\n"
+        "TEXT = pl.col('response').str\n"
+        "SPACES = TEXT.count_matches(' ')\n"
+        "def few(*, at_most: int = 9):\n    return Measured(SPACES <= at_most, pl.format('{} spaces', SPACES))\n"
+        "def number():\n    return Measured(SPACES <= 9, SPACES)\n"
+        "def nothing():\n    return Measured(SPACES <= 9, 'spaces')\n"
+        "def fails():\n    return Measured(SPACES <= 9, TEXT.to_integer().cast(pl.String))\n"
+        "def both():\n    return Measured(SPACES <= 9, pl.col('margin').cast(pl.String))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def build(rule: str) -> Path:
+        text = PIPELINE + f'[[build.filters]]\nuse = "my_measures:{rule}"\n'
+        build_pairs(pipeline(tmp_path, text=text), tmp_path / rule, given=[str(raw)])
+        return tmp_path / rule
+
+    told = rejects_of(build("few")).filter(pl.col("reason") == "few")["detail"]
+    assert told.str.contains(r"^at_most=9; [1-9]\d spaces$").all()
+    for rule, words in {
+        "number": "must be text, not UInt32",
+        "nothing": "returned str, not a polars expression",
+        "fails": r"filters\]\] fails failed",
+        "both": "mixes columns of candidates and of pairs",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            build(rule)
 
 
 def test_a_build_imports_neither_pandas_nor_torch(raw: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from prefkit import schema
 from prefkit.errors import UsageError
-from prefkit.pairs import filters, redact, tables
+from prefkit.pairs import filters, redact, rules, tables
 from prefkit.pairs.patterns import BOILERPLATE, LANGUAGES, REFUSALS
+from prefkit.pairs.rules import Measured
 from prefkit.resolve import check, functions_of, load, options_of, summary
 
 
@@ -30,12 +31,13 @@ def pairs(*rows: dict[str, Any]) -> pl.DataFrame:
     )
 
 
-def kept(rule: pl.Expr, table: pl.DataFrame) -> list[bool]:
+def kept(rule: pl.Expr | Measured, table: pl.DataFrame) -> list[bool]:
     """Verdicts as the pipeline reads them: null is no pass."""
-    return table.select(rule.fill_null(False).alias("keep"))["keep"].to_list()
+    keep = rule.keep if isinstance(rule, Measured) else rule
+    return table.select(keep.fill_null(False).alias("keep"))["keep"].to_list()
 
 
-def kept_answers(rule: pl.Expr, *answers: str | None) -> list[bool]:
+def kept_answers(rule: pl.Expr | Measured, *answers: str | None) -> list[bool]:
     return kept(rule, candidates(*({"response": answer, **prompt("?")} for answer in answers)))
 
 
@@ -351,6 +353,53 @@ def test_bounds_that_no_length_meets_are_refused(name: str) -> None:
         load(f"prefkit.pairs.filters:{name}")(min_characters=10, max_characters=5)
 
 
+# --- what is said of rejects
+
+
+def said(name: str, table: pl.DataFrame, **options: Any) -> list[str]:
+    rule = rules.rule(check(f"prefkit.pairs.filters:{name}", options, "test"))
+    return [text.removeprefix(rule.options + "; ") for text in rules.detail(rule, table)]
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), st.lists(st.sampled_from("abc"), min_size=1))
+@settings(max_examples=60, deadline=None)
+def test_near_identical_tells_the_similarity(one: list[str], other: list[str]) -> None:
+    grams = [{tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))} for words in (one, other)]
+    share = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+    table = pairs(pair(" ".join(one), " ".join(other)))
+    (told,) = said("near_identical", table)
+    assert told.startswith("similarity: ")
+    assert float(told.removeprefix("similarity: ")) == pytest.approx(share, abs=1e-6)
+    assert kept(filters.near_identical(max_similarity=share), table) == [True]
+
+
+def test_repetition_tells_each_limit_that_is_passed_and_by_what() -> None:
+    line = "All work and no play makes Jack a dull boy, they said."
+    other = [f"On day {word} he wrote of {word} things that {word} had seen." for word in ("one", "two", "three")]
+    text = "\n".join([line, line, line, *other])
+    shares = dict(each.split() for each in said("repetition", candidates({"response": text}))[0].split(", "))
+    assert float(shares["duplicate_lines"]) == pytest.approx(2 / 6, abs=1e-6)
+    assert float(shares["duplicate_line_characters"]) == pytest.approx(2 * len(line) / len(text), abs=1e-6)
+    assert "duplicate_10_gram_characters" in shares
+    assert "duplicate_paragraphs" not in shares
+    assert not kept_answers(filters.repetition(), text)[0]
+    only = said("repetition", candidates({"response": text}), factor=1.2)[0]
+    assert {each.split()[0] for each in only.split(", ")} < shares.keys(), "0.33 is no more than 1.2 · 0.3"
+
+
+def test_lengths_are_told_as_the_rule_counts_them() -> None:
+    rows = candidates({"response": " ab \n", **prompt("ab", "cde")})
+    assert said("prompt_length", rows, min_characters=9) == ["prompt: 5 characters"]
+    assert said("response_length", rows, min_characters=9) == ["response: 2 characters"]
+    assert said("length_ratio", pairs(pair(" ab ", "c" * 900))) == ["chosen: 2 characters, rejected: 900 characters"]
+
+
+def test_nothing_personal_is_quoted_whatever_the_rule() -> None:
+    rows = candidates({"response": "I cannot help; ask jo@acme.org or 8.8.8.8", **prompt("call (212) 736-5000")})
+    assert said("refusals", rows) == ["response: I cannot help; ask [EMAIL] or [IP]"]
+    assert said("pii", rows) == ["prompt: call [PHONE]; response: I cannot help; ask [EMAIL] or [IP]"]
+
+
 # --- all of them
 
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -366,7 +415,7 @@ NAMES = functions_of(filters)
 
 def rule_of(name: str) -> pl.Expr:
     """The rule as a pipeline file gets it: options checked, defaults filled in, through plain data."""
-    return check(f"prefkit.pairs.filters:{name}", REQUIRED.get(name, {}), "test").call()
+    return rules.rule(check(f"prefkit.pairs.filters:{name}", REQUIRED.get(name, {}), "test")).keep
 
 
 @pytest.mark.parametrize("name", NAMES)
