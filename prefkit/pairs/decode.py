@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
+from msgspec.structs import replace
 
 from prefkit.errors import UsageError
 from prefkit.pairs.inputs import RawRow
@@ -97,8 +98,8 @@ def _whole(
                 _checked([item])
                 _check_kinds([item])
             except BadRow as refused:  # other prompts of these rows may be sound, so the answers fall one by one
-                fallen = [one._replace(reject=refused.reason, detail=refused.detail) for one in item.completions]
-                item = item._replace(completions=fallen)
+                fallen = [replace(one, reject=refused.reason, detail=refused.detail) for one in item.completions]
+                item = replace(item, completions=fallen)
             numbers = _rows_of(item)
             found.setdefault(numbers[0], []).append(item)
             answered.update(numbers)

@@ -18,7 +18,9 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from prefkit import urls
 from prefkit.errors import DataError
@@ -74,7 +76,7 @@ class Part:
     identity: str = ""
 
 
-class RawRow(NamedTuple):
+class RawRow(Struct, frozen=True):
     """One row: its number, its bytes (with white space around them; none for Parquet), and its value where it is
     decoded already (Parquet, CSV).
 

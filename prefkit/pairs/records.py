@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 Aspects = Sequence[tuple[str, float]]
 
 
@@ -17,14 +19,14 @@ class Message(NamedTuple):
     content: str
 
 
-class Completion(NamedTuple):
+class Completion(Struct, frozen=True):
     """One answer. `index` is its position in the raw row; `reject` is a reason not to use it, with `detail`.
 
     `aspects` may be a function that gives them, where they are work that few pipelines need. `row` is the raw row that
     it stands in, where a source reads whole files; else it is the row being read.
     """
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
+    index: int
     response: str | None
     score: float | None = None
     model: str | None = None
@@ -34,7 +36,7 @@ class Completion(NamedTuple):
     row: int | None = None
 
 
-class Rated(NamedTuple):
+class Rated(Struct, frozen=True):
     """A prompt and completions of it whose scores compare with one another.
 
     `absolute` says that scores mean the same in every row of the input (ratings on one scale), so that completions of

@@ -28,7 +28,7 @@ from prefkit.pairs.shards import REJECTS_A_FILE, write_rejects, write_shard
 from prefkit.pairs.unite import TEXT_RULES, unite_bucket
 from prefkit.resolve import Call
 
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 128 << 20
 BYTES_AHEAD = 1 << 30  # of parts that are found while the worker processes start, and while they are busy
 PARTS_AHEAD = 64  # at most
 MEMORY_SHARE = 0.5  # of inputs, above which they are not kept in the page cache: steps between take as much again

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from prefkit.pairs import scores
 from prefkit.pairs.records import BadRow, Completion, Message, Rated
@@ -47,6 +48,6 @@ def pandalm(
         for index, text in enumerate((row.response1, row.response2))
     ]
     if agreed.reject:
-        answers = [answer._replace(reject=agreed.reject, detail=agreed.detail) for answer in answers]
+        answers = [replace(answer, reject=agreed.reject, detail=agreed.detail) for answer in answers]
     question = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
     yield Rated([Message("user", question)], answers, source)

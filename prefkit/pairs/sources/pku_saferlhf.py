@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from prefkit.pairs.records import BadRow, Completion, Message, Rated
 
@@ -67,7 +68,7 @@ def pku_saferlhf(
     ]
     if unsafe == "reject" and not safe[preferred]:
         detail = f"answer {preferred} is preferred, and not marked safe"
-        answers = [answer._replace(reject="preferred_unsafe", detail=detail) for answer in answers]
+        answers = [replace(answer, reject="preferred_unsafe", detail=detail) for answer in answers]
     yield Rated([Message("user", row.prompt)], answers, source)
 
 

@@ -35,6 +35,10 @@ class Answer(msgspec.Struct):
     fine_grained_score: float | str | None = msgspec.field(default=None, name="fine-grained_score")
     annotations: dict[str, Annotation | list[Annotation | None] | str | None] | None = None
 
+    def aspects(self) -> list[tuple[str, float]]:
+        """What was rated, and how."""
+        return [(name, rating) for name, value in (self.annotations or {}).items() if (rating := _rating(value))]
+
 
 class Row(msgspec.Struct):
     instruction: str
@@ -64,24 +68,19 @@ def ultrafeedback(
 
 
 def _completion(index: int, answer: Answer, score: str, repair_tens: bool) -> Completion:
-    aspects = functools.partial(_aspects, answer)
     if score == "mean_aspects":
-        value = _mean(aspects())
+        value = _mean(answer.aspects())
     else:
         value = _number(answer.overall_score if score == "overall" else answer.fine_grained_score)
     reject = detail = None
     if score == "overall" and repair_tens and value == 10:
-        mean = _mean(aspects())
+        mean = _mean(answer.aspects())
         if mean is None or 2 < mean <= 4:
             seen = "no aspect is rated" if mean is None else f"the aspects' mean is {mean:g}"
             reject, detail = "ambiguous_ten", f"an overall score of 10 may have meant 1, and {seen}"
         elif mean <= 2:
             value = 1.0
-    return Completion(index, answer.response, value, answer.model, aspects, reject, detail)
-
-
-def _aspects(answer: Answer) -> list[tuple[str, float]]:
-    return [(name, rating) for name, value in (answer.annotations or {}).items() if (rating := _rating(value))]
+    return Completion(index, answer.response, value, answer.model, answer.aspects, reject, detail)
 
 
 def _mean(aspects: list[tuple[str, float]]) -> float | None:
