@@ -4,11 +4,13 @@ What counts is kept narrow, since a false hit damages text:
 
 - e-mail: `name@domain.tld`, also in letters that are not ASCII. Not the domains that are reserved for examples (RFC
   2606: example.com, .test, …), and not `git@`, which names a repository.
-- phone: an international number (`+49 30 901820`, 9 to 13 digits), or a North American one whose groups stand
-  apart by parentheses, hyphens or dots (`(212) 736-5000`, `800.555.2368`). Not dates, not digits without separators,
-  not groups apart by spaces alone, and not 555-01xx, which is reserved for fiction.
-- ip: an IPv4 address of the public internet. Private, local and documentation addresses (10.0.0.1, 127.0.0.1,
-  192.0.2.1) name nobody, as in datatrove's PIIFormatter. A version number of four parts is a known false hit.
+- phone: an international number (`+49 30 901820` or `(+49) 30 901820`, 9 to 13 digits), or a North American one whose
+  groups stand apart by parentheses, hyphens or dots (`(212) 736-5000`, `800.555.2368`). Not dates, not digits without
+  separators, not groups apart by spaces alone, and not 555-01xx, which is reserved for fiction.
+- ip: an address of the public internet. Private, local and documentation addresses (10.0.0.1, 127.0.0.1, 192.0.2.1,
+  2001:db8::1) name nobody, as in datatrove's PIIFormatter. A version number of four parts is a known false hit. Of IPv6
+  that is what IANA assigns from, 2000::/3 as far as it is in use: four digits of which the first is 2. At least three
+  groups must be written out, which tells an address from `a[2000::2]`; no time, MAC address or `std::` looks like that.
 
 The kinds are those that Dolma masks (Soldaini et al., arXiv:2402.00159). Names, postal addresses and national identity
 numbers are not found; no pattern finds them well. A find may stand right beside letters of scripts that put no space
@@ -103,6 +105,9 @@ def _is_someones_phone(number: str) -> bool:
 
 
 def _is_public(address: str) -> bool:
+    written = len([group for group in address.split(":") if group])
+    if ":" in address and not 3 <= written <= 8 - ("::" in address):
+        return False
     return ipaddress.ip_address(address).is_global
 
 
@@ -114,6 +119,8 @@ _LETTER_OR_DIGIT = rf"[^\W_{_CLOSE}]"
 _LETTER = rf"[^\W\d_{_CLOSE}]"
 _NO_ASCII = "\x80-\U0010ffff"  # for hints, which need not be exact
 
+_GROUP = "[0-9A-Fa-f]{1,4}"
+_GROUPS = f"(?::{_GROUP})"
 _BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 
 # In the order of replacement: an IP address may end what looks like a phone number. None begins right after a bracket,
@@ -128,16 +135,20 @@ PATTERNS: dict[Kind, Pattern] = {
         is_personal=_is_someones_email,
     ),
     "ip": Pattern(
-        hint=r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]",
-        exact=re.compile(rf"(?<!{_WORD})(?<![\].])(?:{_BYTE}\.){{3}}{_BYTE}(?!{_WORD}|\.[0-9])"),
+        hint=r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|2[0-9A-Fa-f]{3}:[0-9A-Fa-f]{0,4}:",
+        exact=re.compile(
+            rf"(?<!{_WORD})(?<![\].])(?:{_BYTE}\.){{3}}{_BYTE}(?!{_WORD}|\.[0-9])"
+            rf"|(?<!{_WORD})(?<![\].])(?:(?<![0-9A-Fa-f:]:)|(?<=v6:))"  # an end of a longer address is none; [IPv6:…]
+            rf"2[0-9A-Fa-f]{{3}}(?:{_GROUPS}{{7}}|{_GROUPS}{{0,6}}::(?:{_GROUP}{_GROUPS}{{0,5}})?)(?!{_WORD}|:|\.[0-9])"
+        ),
         is_personal=_is_public,
     ),
     "phone": Pattern(
         hint=r"\+[1-9]|[2-9][0-9]{2}(?:\)[ -]?|[-.])[0-9]{3}[-. ][0-9]{4}",
         exact=re.compile(
             rf"(?<!{_WORD})(?<![\]+.-])(?:"
-            r"\+1[-. ]?(?:\([2-9][0-9]{2}\)|[2-9][0-9]{2})[-. ]?[0-9]{3}[-. ]?[0-9]{4}"
-            r"|\+[2-9][0-9]*+(?:[ ./-]?(?:\([0-9]++\)|[0-9]++)){0,6}+"
+            r"(?:\+1|\(\+1\))[-. ]?(?:\([2-9][0-9]{2}\)|[2-9][0-9]{2})[-. ]?[0-9]{3}[-. ]?[0-9]{4}"
+            r"|(?:\+[2-9][0-9]*+|\(\+[2-9][0-9 ]{0,8}\))(?:[ ./-]?(?:\([0-9]++\)|[0-9]++)){0,6}+"
             r"|(?:1[-. ])?(?:\([2-9][0-9]{2}\)[ -]?|[2-9][0-9]{2}[-.])[0-9]{3}[-. ][0-9]{4}"
             rf")(?!{_WORD}|-|[.,/][0-9])"
         ),

@@ -42,8 +42,21 @@ PERSONAL: dict[Kind, list[str]] = {
         "800-555-2368",
         "1-800-555-2368",
         "202.456.1111",
+        "(+49) 30 1234567",
+        "(+49)30/1234567",
+        "(+49 30) 1234567",
+        "(+44) (0)20 7946 0958",
+        "(+1) 202-456-1111",
+        "(+380) 44 364 55 85",
     ],
-    "ip": ["8.8.8.8", "1.1.1.1", "172.15.0.1", "172.32.0.1", "192.169.1.1", "100.128.0.1", "223.255.255.254"],
+    "ip": [
+        *("8.8.8.8", "1.1.1.1", "172.15.0.1", "172.32.0.1", "192.169.1.1", "100.128.0.1", "223.255.255.254"),
+        "2001:4860:4860::8888",
+        "2606:4700:4700:0:0:0:0:1111",
+        "2A00:1450:4001:081B:0000:0000:0000:200E",
+        "2a02:26f0:fb::",
+        "2620:0:1cfe:face:b00c::3",
+    ],
 }
 NOBODYS: dict[Kind, list[str]] = {
     "email": [
@@ -84,6 +97,10 @@ NOBODYS: dict[Kind, list[str]] = {
         "RFC-212-456-11112",
         "212-456-1111-2222",
         "100-200-3000",
+        "(+2)",
+        "(+7) | 15 (+2) | 24",
+        "(+49) 30",
+        "(+79) 123456789012",
     ],
     "ip": [
         "10.0.0.1",
@@ -104,6 +121,29 @@ NOBODYS: dict[Kind, list[str]] = {
         "v1.2.3.4",
         "8.8.8.08",
         "2024.05.06.01",
+        "2001:db8::8a2e:370:7334",
+        "fe80::1ff:fe23:4567:890a",
+        "fd00:2abc:1::2",
+        "fe80::2abc:1:2:3",
+        "::1",
+        "12:30:45",
+        "2024:05:06 12:30:45",
+        "2024-05-06T12:30:45",
+        "00:1b:44:11:3a:b7",
+        "2a:b3:c4:d5:e6:f7:a8:b9:ca:db:ec:fd:0e:1f:20:31",
+        "std::vector<int>",
+        "dead::beef::cafe",
+        "2fad::max::value",
+        "a[::2]",
+        "a[2000::2]",
+        "a[2001:3000:2]",
+        "d41d8cd9:8f00b204:e9800998:ecf8427e",
+        "2abc:1:2:3:4:5:6",
+        "2abc:1:2:3:4:5:6:7:8",
+        "2abc:1:2:3:4:5:6::7:8",
+        "2abc:1::2::3",
+        "sha256:2c26b46b68ffc68ff99b453c1d304134",
+        "2.0::1",
     ],
 }
 AROUND = [
@@ -136,6 +176,31 @@ def test_what_is_nobodys_stays(kind: Kind, text: str) -> None:
 @settings(max_examples=200, deadline=None)
 def test_addresses_are_public_or_stay(address: ipaddress.IPv4Address) -> None:
     assert one(f"at {address}.", "ip") == ("at [IP]." if address.is_global else f"at {address}.")
+
+
+@given(st.one_of(st.ip_addresses(v=6, network="2000::/4"), st.ip_addresses(v=6)), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_addresses_of_the_new_kind_are_in_use_and_public_or_stay(address: ipaddress.IPv6Address, long: bool) -> None:
+    text = address.exploded if long else str(address)
+    written = [group for group in text.split(":") if group]
+    in_use = address in ipaddress.ip_network("2000::/4") and len(written) >= 3
+    assert one(f"at {text}.", "ip") == ("at [IP]." if address.is_global and in_use else f"at {text}.")
+    assert one(f"<[IPv6:{text}]/64>", "ip") == one(f"at {text}.", "ip").replace("at ", "<[IPv6:")[:-1] + "]/64>"
+
+
+@given(st.lists(st.sampled_from(["2001", "2a00", "0", "1", "f00d", "12345", "g", ":", "::", "."]), max_size=16))
+@settings(max_examples=300, deadline=None)
+def test_only_what_is_an_address_is_taken_for_one(parts: list[str]) -> None:
+    text = "".join(parts)
+    assert _is_address(text) == (one(text, "ip") == "[IP]")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return address.is_global and text.startswith("2") and len(list(filter(None, text.split(":")))) >= 3
 
 
 PIECES = st.sampled_from(
