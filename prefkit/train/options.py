@@ -117,6 +117,11 @@ PREFERENCE_ONLY = (
 # Alarms that have nothing to look at where an option has no effect: there is no reference, or there are no pairs.
 ALARMS_NEED = {"displacement": "reference", "kl": "reference", "saturation": "sft_weight", "length": "sft_weight"}
 NEVER_OFF = ("learning_rate", "alarms")  # options whose None stands for something
+TABLES = {  # options that are tables, and what they are checked by
+    "lora": "prefkit.train.adapters:Lora",
+    "reference_sync": "prefkit.train.reference:Sync",
+    "samples": "prefkit.train.samples:SampleOptions",
+}
 DEFAULT_LEARNING_RATE = {"sft": 2e-5, "preference": 1e-6}  # those of TRL's trainers
 MIN_STEPS_OF_WARMUP = 1.0
 
@@ -189,11 +194,6 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
     of_phase = resolve.options_of(Phase)
     foreign = terms.without_effect(found) | dict.fromkeys(SFT_ONLY, "") if found else dict.fromkeys(PREFERENCE_ONLY, "")
     _check_keys(table, foreign, [*of_phase, *of_loss], where)
-    if table.get("max_length_policy") == "truncate":
-        raise UsageError(
-            f'{where}: max_length_policy = "truncate" is called "truncate_completion" now, '
-            'beside "truncate_prompt_start".'
-        )
     if "max_length_policy" in table and table.get("max_length") == 0:
         raise UsageError(f'{where}: option "max_length_policy" has no effect without a limit (max_length = 0).')
     defaults = {
@@ -204,22 +204,12 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
     off = {key for key in may_be_off if table.get(key) is False}
     given = defaults | {key: value for key, value in table.items() if key in of_phase and key not in off}
     phase = Phase(**resolve.check("prefkit.train.options:Phase", given, where).options)
-    if phase.lora is not None:
-        lora = resolve.check("prefkit.train.adapters:Lora", phase.lora, f"{where}: lora").options
-        phase = dataclasses.replace(phase, lora=lora)
-    if phase.reference_sync is not None:
-        if phase.reference != "live" or phase.lora is not None:
-            raise UsageError(
-                f'{where}: reference_sync moves a second model in memory: it needs reference = "live", and no lora, '
-                "under which the reference is the model without its adapter."
-            )
-        follow = resolve.check("prefkit.train.reference:Sync", phase.reference_sync, f"{where}: reference_sync").options
-        phase = dataclasses.replace(phase, reference_sync=follow)
-    if phase.samples is not None:
-        taken = resolve.check("prefkit.train.samples:SampleOptions", phase.samples, f"{where}: samples").options
-        phase = dataclasses.replace(phase, samples=taken)
     lacking = {name: figure in foreign for name, figure in ALARMS_NEED.items()}
-    phase = dataclasses.replace(phase, alarms=check_alarms(phase.alarms or {}, lacking, f"{where}: alarms"))
+    tables: dict[str, Any] = {"alarms": check_alarms(phase.alarms or {}, lacking, f"{where}: alarms")}
+    for name, address in TABLES.items():
+        if (inner := getattr(phase, name)) is not None:
+            tables[name] = resolve.check(address, inner, f"{where}: {name}").options
+    phase = dataclasses.replace(phase, **tables)
     _check_name(phase.name, where)
     _check_together(phase, foreign, where)
     losses = terms.weighted(objective, {key: value for key, value in table.items() if key in of_loss}, where)
@@ -230,6 +220,13 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
 
 def _check_together(phase: Phase, foreign: Mapping[str, str], where: str) -> None:
     """UsageError for options that exclude each other; `foreign` are those that mean nothing to the objective."""
+    if phase.reference_sync is not None and (phase.reference != "live" or phase.lora is not None):
+        raise UsageError(
+            f'{where}: reference_sync moves a second model in memory: it needs reference = "live", and no lora, '
+            "under which the reference is the model without its adapter."
+        )
+    if phase.samples is not None and phase.samples["seed"] and not phase.samples["temperature"]:
+        raise UsageError(f"{where}: samples: seed has no effect at temperature 0, where nothing is drawn.")
     if phase.lora is not None and phase.cpu_offload:
         raise UsageError(f'{where}: option "cpu_offload" has no effect with lora.')
     if phase.stream and "reference" not in foreign and phase.reference == "cached":

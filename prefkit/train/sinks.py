@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -69,7 +70,7 @@ def _cautious(name: str, out: Path, options: Mapping[str, Any], note: Note) -> I
         yield once
     finally:
         try:
-            entered.__exit__(None, None, None)
+            entered.__exit__(*sys.exc_info())  # so that the run of a training that failed is not called finished
         except Exception as error:
             note(f"{name}: {one_line(error)} The last figures may not have arrived; {out / 'metrics.jsonl'} has all.")
 
@@ -88,10 +89,12 @@ def _wandb(out: Path, options: Mapping[str, Any]) -> Iterator[Write]:
     )
     for phase in options["train"]:
         run.define_metric(f"{phase['name']}/*", step_metric=f"{phase['name']}/step")
+    code = 1
     try:
         yield lambda figures, step: run.log({**figures, f"{next(iter(figures)).split('/')[0]}/step": step})
+        code = 0
     finally:
-        run.finish()
+        run.finish(exit_code=code)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def made(tmp_path_factory):
 
 def examples_of(made, tmp_path, **how):
     data, manifest, words = made
-    how = Tokenising(**{"max_length": None, "max_length_policy": "truncate", "column": None} | how)
+    how = Tokenising(**{"max_length": None, "max_length_policy": "truncate_completion", "column": None} | how)
     return Examples.of(chat.tokenise(data, manifest, "train", words, how, cache=tmp_path / "c", progress=Silent()))
 
 

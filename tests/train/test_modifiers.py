@@ -94,7 +94,7 @@ def test_pairs_left_out_take_their_cut_answers_along(data, tmp_path):
     run.train(pipeline(data, {**LD, "min_margin": 0.75, "max_tokens": 90}), data=data, out=tmp_path / "r")
     first = next(line for line in logged(tmp_path / "r") if "loss" in line)
     assert first["pairs"] == 6
-    examples = examples_of(data, tmp_path, Tokenising(None, "truncate", None, public=True))
+    examples = examples_of(data, tmp_path, Tokenising(None, "truncate_completion", None, public=True))
     kept = examples.keeping(np.arange(len(examples.pairs())) % 3 == 1)
     for tree in (tree for prompt in range(examples.prompts) for tree in kept.trees(prompt, 8192)):
         needed = np.r_[examples.pairs()[tree.pair_rows_P], examples.public_of(tree.pair_rows_P)]
@@ -102,8 +102,8 @@ def test_pairs_left_out_take_their_cut_answers_along(data, tmp_path):
 
 
 def test_answers_are_cut_at_the_public_length(data, tmp_path):
-    plain = examples_of(data, tmp_path, Tokenising(None, "truncate", None))
-    cut = examples_of(data, tmp_path, Tokenising(None, "truncate", None, public=True))
+    plain = examples_of(data, tmp_path, Tokenising(None, "truncate_completion", None))
+    cut = examples_of(data, tmp_path, Tokenising(None, "truncate_completion", None, public=True))
     assert (plain.tree_tokens() == cut.tree_tokens()).all(), "a prefix costs no token"
     sides, public = cut.lengths()[cut.pairs()], cut.lengths()[cut.public_of(np.arange(len(cut.pairs())))]
     assert (sides[:, 0] != sides[:, 1]).any()

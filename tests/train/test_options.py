@@ -181,6 +181,7 @@ def test_a_sum_of_losses(tmp_path: Path) -> None:
         ('"ipo"\nlength_normalisation = true', "no effect on ipo, which has its own"),
         ('[{ use = "hinge" }, { use = "orpo" }]\nlength_normalisation = true', "no effect on orpo"),
         ('"kto"\nlength_normalisation = true', "not defined for kto"),
+        ('"sigmoid"\nmax_length_policy = "truncate"', "truncate_completion"),
         ('"sft"\nlength_normalisation = true', "has no effect on objective"),
         ('"sft"\nwpo = true', 'option "wpo" has no effect on objective "sft"'),
         ('[{ use = "simpo" }, { use = "cpo" }]\nreference = "live"', "has no effect on a sum of losses"),

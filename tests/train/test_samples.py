@@ -96,6 +96,7 @@ def test_a_page_shows_what_was_said_and_nothing_else():
 
 def test_options_are_checked(data):
     wrong = ({"evry": 3}, 'unknown option "evry"'), ({"prompts": 0}, "prompts"), ({"prompts": []}, "prompts")
+    wrong += (({"seed": 3}, "samples: seed has no effect at temperature 0"),)
     for given, message in wrong:
         with pytest.raises(UsageError, match=message):
             run.check(pipeline(data, {**DPO, "samples": given}))

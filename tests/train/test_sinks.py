@@ -28,7 +28,7 @@ class Stub:
     """What prefkit uses of wandb and of mlflow, noted down."""
 
     def __init__(self):
-        self.begun, self.axes, self.logged, self.ended = [], {}, [], 0
+        self.begun, self.axes, self.logged, self.ended = [], {}, [], []
         self.info = SimpleNamespace(run_id="run 7")
 
     # wandb
@@ -44,8 +44,8 @@ class Stub:
     def log(self, figures):
         self.logged.append(figures)
 
-    def finish(self):
-        self.ended += 1
+    def finish(self, *, exit_code):
+        self.ended.append(exit_code == 0)
 
     # mlflow
     def start_run(self, **how):
@@ -55,8 +55,8 @@ class Stub:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_error):
-        self.ended += 1
+    def __exit__(self, error, *_where):
+        self.ended.append(error is None)
 
     def log_dict(self, table, name):
         self.options = table
@@ -83,7 +83,7 @@ def test_every_figure_arrives_under_its_phase_and_a_resumed_run_goes_on_in_the_s
     with pytest.raises(Killed):
         run.train(table, data=data, out=tmp_path / "r", log_to=[name], progress=KillAt(2))
     run.train(table, data=data, out=tmp_path / "r", log_to=[name], resume=True)
-    assert stub.ended == 2
+    assert stub.ended == [False, True], "a run that was killed is not called finished"
     key = "id" if name == "wandb" else "run_id"
     assert stub.begun[1][key] == (tmp_path / "r" / f"{name}.id").read_text()
     if name == "wandb":
@@ -110,7 +110,7 @@ def test_a_sink_that_fails_is_said_once_and_training_goes_on(data, tmp_path, stu
 
 
 def test_a_sink_that_cannot_end_is_said_and_the_model_is_there(data, tmp_path, stub, monkeypatch):
-    def down(self):
+    def down(self, *, exit_code):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(Stub, "finish", down)

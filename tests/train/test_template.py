@@ -5,13 +5,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefkit.errors import TrainError, UsageError
+from prefkit.errors import TrainError
 from prefkit.train import chat, template
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.metrics import Silent
-from prefkit.train.options import check
-from tests.train.datasets_for_tests import pair, pipeline, write_data_set
+from tests.train.datasets_for_tests import pair, write_data_set
 from tests.train.templates import (
     DEAF,
     FAMILIES,
@@ -256,12 +255,6 @@ def test_error_policy_names_shard_and_row(tmp_path, words):
     rows = [pair("a", "b", "c"), pair("a " * 60, "b", "c")]
     with pytest.raises(TrainError, match=r"data/train-00000\.parquet, row 1: \d+ tokens, more than max_length = 20"):
         store_of(tmp_path / "d", rows, words, 20, "error")
-
-
-def test_old_name_of_the_policy_is_explained(tmp_path):
-    table = pipeline(tmp_path, {"objective": "sigmoid", "max_length_policy": "truncate"})
-    with pytest.raises(UsageError, match='"truncate" is called "truncate_completion" now, beside'):
-        check(table)
 
 
 def test_messages_that_differ_in_the_names_of_their_parts_alone_are_rendered_apart(words):
