@@ -13,7 +13,8 @@ T = `max_tokens`, and d, V the width and the vocabulary:
     live         4 N                      a second model, where `reference = "live"` and there is no adapter
     activations  T x measured             in a sequence of `max_length` tokens, with the masks that a CPU needs; up to a
                                           fifth less with an adapter; or the GiB that the option gives
-    head         8 min(T V, 2^26)         a chunk of logits and its gradient; and 4 T d for the hidden states
+    head         8 min(T V, 2^26)         a chunk of logits and its gradient; 4 T d for the hidden states; 2 V d for its
+                                          copy in bfloat16, and 4 V d for the gradient of a bin, where it learns
 
 Tokens are those of the first rows of the train split, tokenised, times the number of rows; the shards' order is a
 hash, so these are a sample. FLOPs, with a multiplication and an addition counted as two:
@@ -81,6 +82,7 @@ class Size(NamedTuple):
     linear: int  # parameters of linear layers other than the head
     width: int
     vocabulary: int
+    tied: bool  # the head's weight is the embedding's, which an adapter leaves in float32
     copies: float  # bytes that the layers hold however few the tokens
     activations: float  # bytes a token
     flops: float  # of the layers' forward, a token
@@ -142,7 +144,7 @@ def estimate(size: Size, tokens: Tokens, phase: Phase, entry: dict[str, Any], tf
         "copies": copies(size, phase),
         "live reference": 4 * size.parameters if entry["reference"] == "live" and phase.lora is None else 0,
         "activations": activations(size, phase),
-        "head": 8 * min(phase.max_tokens * size.vocabulary, CHUNK_LOGITS) + 4 * phase.max_tokens * size.width,
+        "head": head(size, phase),
     }
     layers = tokens.computed * (size.flops + size.flops_a_position * tokens.length / 2)
     forward = layers + 2 * size.width * size.vocabulary * tokens.answers
@@ -181,6 +183,13 @@ def copies(size: Size, phase: Phase) -> float:
     return max(size.copies, 2.0 * size.linear)
 
 
+def head(size: Size, phase: Phase) -> float:
+    """Bytes that the head takes: logits and hidden states, its copy in 16 bits, and the gradient of one bin."""
+    logits, weight = min(phase.max_tokens * size.vocabulary, CHUNK_LOGITS), size.vocabulary * size.width
+    copied = phase.dtype == "bfloat16" and (phase.lora is None or size.tied)
+    return 8 * logits + 4 * phase.max_tokens * size.width + weight * (2 * copied + 4 * (phase.lora is None))
+
+
 def activations(size: Size, phase: Phase) -> float:
     """Bytes that a bin's layers hold for the backward pass: measured, or at most the GiB that the phase allows."""
     held = size.activations * phase.max_tokens
@@ -211,11 +220,20 @@ def size(options: TrainOptions, phase: Phase, words: Any) -> Size:
             bare = Policy(fake(options, words), torch.device("meta"), "float32", None)
             learning = sum(p.numel() for p in policy.add_lora(bare, Lora(**phase.lora)).trained().values())
     shape = model.get_input_embeddings()
-    head = model.get_output_embeddings()
-    layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-    linear = sum(layer.weight.numel() for layer in layers)
+    output = model.get_output_embeddings()
+    layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not output)
     return Size(
-        parameters, active, learning, linear, shape.embedding_dim, shape.num_embeddings, copies, held, flops, more
+        parameters=parameters,
+        active=active,
+        learning=learning,
+        linear=sum(layer.weight.numel() for layer in layers),
+        width=shape.embedding_dim,
+        vocabulary=shape.num_embeddings,
+        tied=output.weight is shape.weight,
+        copies=copies,
+        activations=held,
+        flops=flops,
+        flops_a_position=more,
     )
 
 
