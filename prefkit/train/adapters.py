@@ -64,9 +64,10 @@ def need(lora: Lora) -> None:
 def prepare(model: Any, lora: Lora, dtype: torch.dtype) -> None:
     """What must be done to the start before anything is computed with it: quantise it, if asked.
 
-    TrainError where the adapter alone would have no base, or for what `need` finds.
+    TrainError where the adapter alone would have no base, where it does not fit, or for what `need` finds.
     """
     need(lora)
+    check_fits(model, lora)
     if not lora.merge and hasattr(model, "prefkit_adapter"):
         raise TrainError(
             f"lora: merge = false would leave an adapter of {model.prefkit_adapter}, which is a base with an adapter "
@@ -74,6 +75,16 @@ def prepare(model: Any, lora: Lora, dtype: torch.dtype) -> None:
         )
     if lora.quantize is not None:
         quantise(model, dtype, torch.device("cuda"))
+
+
+def check_fits(model: Any, lora: Lora) -> None:
+    """TrainError where the adapter cannot be put on the model; tried on one without weights, which costs nothing.
+
+    The real one gets its adapter when the reference is computed, which takes long.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is worth a warning is said when the real one gets it
+        add(type(model)._from_config(model.config), lora, torch.float32)
 
 
 def _peft_model(model: Any, config: Any) -> Any:

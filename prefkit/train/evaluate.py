@@ -121,8 +121,9 @@ def evaluate(
             cache=chat.cache_folder(folder, cache, Path(scratch)),
             progress=progress or Silent(),
         )
-        one = measured(model, asked)
-        other = None if against is None else measured(against, asked)
+        with policy.limits_named("evaluate", f"Lower --max-tokens, which is {max_tokens:,}, or take --dtype bfloat16."):
+            one = measured(model, asked)
+            other = None if against is None else measured(against, asked)
     common = {
         "reference": None if reference_model is None else str(reference_model),
         "split": split,

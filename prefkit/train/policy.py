@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -200,6 +201,17 @@ def frozen_copy(policy: Policy) -> Policy:
     model = copy.deepcopy(policy.model).eval().requires_grad_(False)
     blocks.plain(model)
     return replace(policy, model=model)
+
+
+@contextlib.contextmanager
+def limits_named(what: str, mend: str) -> Iterator[None]:
+    """A device without enough memory, and a compiler that fails, are one sentence each: TrainError, with the mend."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainError(f"{what}: the device has not enough memory. {mend} ({one_line(error)})") from error
+    except TorchDynamoException as error:
+        raise TrainError(f"{what}: torch cannot compile the layers. Leave compile out. ({one_line(error)})") from error
 
 
 @contextlib.contextmanager

@@ -122,9 +122,18 @@ def run_phases(job: Job) -> dict[str, Any]:
     for number, (name, file) in enumerate(reports.items()):
         if finished[number]:
             standing.check_unchanged(job, name, standing.read_report(file)["made_from"], standing.vocabulary(job))
-        else:
+            continue
+        with policy.limits_named(name, memory_mend(options.phases[number])):
             run_phase(job, number)
     return {name: standing.read_report(file) for name, file in reports.items()}
+
+
+def memory_mend(phase: Phase) -> str:
+    """What to do where a phase does not fit the device."""
+    return (
+        f"Begin anew with a lower max_tokens than {phase.max_tokens:,}, activation_checkpointing, bfloat16 or lora "
+        "(--dry-run estimates what each takes), in another --out: a run goes on with its own options alone."
+    )
 
 
 def look_ahead(job: Job, phase: Phase, losses: list[Weighted]) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 from prefkit import manifest
 from prefkit.errors import TrainError, UsageError
 from prefkit.resolve import functions_of
-from prefkit.train import estimate, loop, metrics, run
+from prefkit.train import estimate, loop, metrics, policy, run
 from prefkit.train import losses as of_losses
 from prefkit.train import reference as of_reference
 from prefkit.train.loop import learning_rate
@@ -294,6 +294,35 @@ def test_nan_names_the_pairs_and_spares_the_weights(data, tmp_path, monkeypatch)
     assert losses(out) == trained(data, tmp_path / "whole", {**DPO, "checkpoint_every": 1})
 
 
+def test_a_device_without_enough_memory_is_one_sentence(data, tmp_path, monkeypatch):
+    def too_much(self, bin):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 0.5 GiB free.")
+
+    monkeypatch.setattr(policy.Policy, "sequence_logps", too_much)
+    with pytest.raises(TrainError) as caught:
+        trained(data, tmp_path / "r", {**DPO, "max_tokens": 4096})
+    assert "dpo: the device has not enough memory. Begin anew with a lower max_tokens than 4,096" in str(caught.value)
+    assert str(caught.value).endswith(
+        "(OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 0.5 GiB free.)"
+    )
+
+
+def test_a_compiler_that_is_missing_is_one_sentence(data, tmp_path):
+    command = [sys.executable, "-m", "prefkit", "train", str(tmp_path / "p.toml"), "--data", str(data)]
+    (tmp_path / "p.toml").write_text(
+        '[model]\nconfig = { model_type = "llama", hidden_size = 16, intermediate_size = 16, num_hidden_layers = 1, '
+        "num_attention_heads = 2 }\ntokenizer = { vocab_size = 300 }\n"
+        '[[train]]\nobjective = "sft"\ncompile = true\n'
+    )
+    missing = {"CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "r"), "--quiet"], env=os.environ | missing, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("prefkit: sft: torch cannot compile the layers. Leave compile out.")
+    assert "Traceback" not in done.stderr
+
+
 def test_weights_that_a_step_spoils_are_never_kept(data, tmp_path, monkeypatch):
     whole = loop.train_step
 
@@ -379,6 +408,7 @@ def test_what_is_wrong_is_found_before_the_reference_which_takes_long(data, tmp_
     for phase, words in (
         ({**DPO, "objective": "odpo"}, "the objective needs the scores of both answers"),
         ({**DPO, "samples": {"prompts": 2}}, "no test split to take prompts from"),
+        ({**DPO, "lora": {"target_modules": ["nothing"]}}, r"target_modules = \['nothing'\] cannot be used"),
     ):
         with pytest.raises(TrainError, match=words):
             run.train(pipeline(data, phase), data=tmp_path / "plain", out=tmp_path / "other")
