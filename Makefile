@@ -12,7 +12,7 @@ demo: .venv/installed-train  ## raw ratings -> pairs -> SFT -> DPO -> evaluation
 	$(BIN)/python -m prefkit.demo --out $(DEMO_OUT)
 
 test: .venv/installed  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 check: .venv/installed  ## style and types
 	$(BIN)/ruff check .

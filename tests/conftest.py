@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,12 +15,33 @@ os.environ.setdefault("POLARS_MAX_THREADS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Where a script starts the tests in its background, SIGINT is ignored, also by what they start and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PROJECT = Path(__file__).parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
-# Files that take a minute or more come first, so that no worker begins one when the others are done.
-LONGEST = ("test_demo.py", "train/test_campaign.py", "pairs/test_extend.py", "train/test_run.py", "pairs/test_mix.py")
+# Files that take half a minute or more come first, so that no worker begins one when the other is done. That needs
+# xdist's --no-loadscope-reorder (see Makefile), or the files with the most tests come first.
+LONGEST = (
+    "test_demo.py",
+    "train/test_parallel.py",
+    "pairs/test_build.py",
+    "pairs/test_engine.py",
+    "pairs/test_campaign.py",
+    "train/test_campaign.py",
+    "train/test_run.py",
+    "train/test_estimate.py",
+    "pairs/test_extend.py",
+    "pairs/test_exclude.py",
+    "pairs/test_pipelines.py",
+    "train/test_arriving.py",
+    "test_api.py",
+    "test_wheel.py",
+    "train/test_against_trl.py",
+    "train/test_lean.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

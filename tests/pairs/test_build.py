@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import os
 import random
@@ -11,9 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -23,12 +20,12 @@ from hypothesis import strategies as st
 from prefkit import manifest
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import DataError, UsageError
-from prefkit.manifest import Manifest
 from prefkit.pairs import steps
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.text import canonical
 from prefkit.pairs.verify import verify
 from prefkit.pairs.why import why
+from tests.pairs.kills import states
 from tests.pairs.raw import completion, dirty_lines, row, write_lines
 
 PIPELINE = """
@@ -323,37 +320,6 @@ def test_going_back_to_earlier_options(raw: Path, built: Path, tmp_path: Path) -
     }
 
 
-class Killed(BaseException):
-    """Nothing in the program catches this, and once it was raised, no file can be changed any more."""
-
-
-CHANGES = ("link", "replace", "rename", "unlink", "mkdir", "fsync", "rmdir")
-
-
-def killed_at(monkeypatch: pytest.MonkeyPatch, change: int, build: Callable[[], Manifest]) -> bool:
-    """Run `build` and let it die at its n-th change to the file system; whether it got that far."""
-    done = 0
-
-    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-        def either(*arguments: Any, **options: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done >= change:
-                raise Killed
-            return real(*arguments, **options)
-
-        return either
-
-    with monkeypatch.context() as patch:
-        for name in CHANGES:
-            patch.setattr(os, name, dying(getattr(os, name)))
-        try:
-            build()
-        except Killed:
-            return True
-    return False
-
-
 def test_killed_at_any_change_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a finished data set of other options, die at each change in turn; the next build must put it right.
 
@@ -361,28 +327,24 @@ def test_killed_at_any_change_of_the_file_system(tmp_path: Path, monkeypatch: py
     """
     raw = write_lines(tmp_path / "raw.jsonl", dirty_lines(40))
     text = '[build]\nlanguage = false\n[build.dedupe]\npermutations = 16\n[[build.inputs]]\nuse = "ultrafeedback"\n'
-    one, two = (
+    old, new = (
         pipeline(tmp_path / use, f"build.binarize.use={use}", text=text) for use in ("best_vs_worst", "all_pairs")
     )
-    expected = {}
-    for kind in (one, two):
-        build_pairs(kind, tmp_path / "clean", given=[str(raw)], overwrite=True)
-        expected[kind.overrides[0]] = contents(tmp_path / "clean")
-    change = 0
-    while True:
-        change += 1
-        next_build = (one, two)[change % 2]
-        out = tmp_path / f"out{change}"
-        build_pairs(one, out, given=[str(raw)])
-        build = functools.partial(build_pairs, two, out, given=[str(raw)], overwrite=True)
-        if not killed_at(monkeypatch, change, build):
-            break
-        if (out / "manifest.json").exists():
-            assert verify(out) == [], change
-        build_pairs(next_build, out, given=[str(raw)], overwrite=True)
-        assert contents(out) == expected[next_build.overrides[0]], change
+    out = tmp_path / "out"
+
+    def build(chosen: Pipeline) -> dict[str, bytes]:
+        build_pairs(chosen, out, given=[str(raw)], overwrite=True)
+        return contents(out)
+
+    expected = [build(chosen) for chosen in (new, old)]
+    left = states(monkeypatch, out, tmp_path / "left", lambda: build(new))
+    assert len(left) > 100
+    for death, state in enumerate(left):
         shutil.rmtree(out)
-    assert change > 20
+        state.rename(out)
+        if (out / "manifest.json").exists():
+            assert verify(out) == [], death
+        assert build((new, old)[death % 2]) == expected[death % 2], death
 
 
 # 4. No leak

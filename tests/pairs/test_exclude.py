@@ -21,8 +21,9 @@ from prefkit.pairs import flags
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.flags import Flag
 from prefkit.pairs.verify import verify
+from tests.pairs.kills import killed_at
 from tests.pairs.raw import dirty_lines, write_lines
-from tests.pairs.test_build import contents, killed_at, pairs_of, pipeline, rejects_of
+from tests.pairs.test_build import contents, pairs_of, pipeline, rejects_of
 from tests.pairs.test_extend import TEXT as ONTO
 
 TEXT = """

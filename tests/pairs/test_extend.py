@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -25,8 +24,9 @@ from prefkit.manifest import Manifest
 from prefkit.pairs import dedupe, extend
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.verify import verify
+from tests.pairs.kills import states
 from tests.pairs.raw import WORDS, dirty_lines, write_lines
-from tests.pairs.test_build import contents, killed_at, pairs_of, pipeline, rejects_of, shingles
+from tests.pairs.test_build import contents, pairs_of, pipeline, rejects_of, shingles
 
 TEXT = """
 [build]
@@ -344,21 +344,22 @@ def test_killed_at_any_change_of_the_file_system(tmp_path: Path, monkeypatch: py
     build(chosen, tmp_path / "one", a)
     build(chosen, tmp_path / "expected", b, onto=tmp_path / "one")
     old, expected = contents(tmp_path / "one"), contents(tmp_path / "expected")
-    monkeypatch.setattr("tests.pairs.test_build.CHANGES", ("link", "replace", "rename", "unlink", "rmdir"))
-    change = 0
-    while True:
-        change += 2
-        out = tmp_path / "out"
-        again = functools.partial(build_pairs, chosen, out, given=[str(b)], onto=tmp_path / "one")
-        if not killed_at(monkeypatch, change, again):
-            break
-        if (out / "manifest.json").exists():
-            assert verify(out) == [], change
-        again()
-        assert contents(out) == expected, change
-        assert contents(tmp_path / "one") == old, change
+
+    out = tmp_path / "out"
+
+    def extend_one() -> dict[str, bytes]:
+        build_pairs(chosen, out, given=[str(b)], onto=tmp_path / "one")
+        return contents(out)
+
+    left = states(monkeypatch, out, tmp_path / "left", extend_one)
+    assert len(left) > 100
+    for death, state in enumerate(left[::2]):
         shutil.rmtree(out)
-    assert change > 20
+        state.rename(out)
+        if (out / "manifest.json").exists():
+            assert verify(out) == [], death
+        assert extend_one() == expected, death
+    assert contents(tmp_path / "one") == old
 
 
 def test_the_command_says_what_is_new(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

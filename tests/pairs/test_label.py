@@ -19,8 +19,9 @@ from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.verify import verify
+from tests.pairs.kills import killed_at
 from tests.pairs.raw import sentence, write_lines
-from tests.pairs.test_build import contents, killed_at, pairs_of, pipeline, rejects_of
+from tests.pairs.test_build import contents, pairs_of, pipeline, rejects_of
 from tests.pairs.test_verify import forge, found
 
 LABELS = """

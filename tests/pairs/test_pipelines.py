@@ -12,7 +12,8 @@ from prefkit.config import Pipeline, load_pipeline, shipped, shipped_pipelines
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.verify import verify
 from prefkit.schema import IDS
-from tests.pairs.test_build import contents, killed_at, pairs_of
+from tests.pairs.kills import killed_at
+from tests.pairs.test_build import contents, pairs_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BUILDING = [name for name in shipped_pipelines() if "build" in load_pipeline(name).table]  # others are training's alone
