@@ -27,7 +27,8 @@ from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import DataError
 from prefkit.manifest import Manifest
 from prefkit.pairs import encoding, engines, extend, gone, publish, remote, report
-from prefkit.pairs.engine import Task, run
+from prefkit.pairs.account import account
+from prefkit.pairs.engine import Task, counts, run
 from prefkit.pairs.options import check_build
 from prefkit.pairs.read import close_parts, read_part
 from prefkit.pairs.steps import Source, Steps
@@ -94,7 +95,7 @@ def build_pairs(
         selected, of_flags = steps.exclude(selected)
         selected = steps.mix(selected)
         remarks = [*encoding.remarks(sources, read), *gone.remarks(sources, read), *of_flags]
-        record = publish.account(plan(), sources, read, selected, before, remarks)
+        record = account(plan(), sources, read, selected, before, remarks)
         files = steps.write(read, selected)
         record = publish.publish(out, record, files, sketches, before)
         close_parts()
@@ -137,7 +138,7 @@ def _run(executor: Executor, stages: Stages, name: str, tasks: Iterable[Task], t
     stages.stage(name, total)
 
     def done(task: Task) -> None:
-        rows = publish.counts(task.folder)["rows"] if task.function is read_part else 0
+        rows = counts(task.folder)["rows"] if task.function is read_part else 0
         stages.advance(task.weight, rows)
 
     run(tasks, executor, done)

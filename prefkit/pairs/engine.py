@@ -74,6 +74,11 @@ def key(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
+def counts(folder: Path) -> Any:
+    """What a finished task counted: its counts.json."""
+    return json.loads((folder / "counts.json").read_text())
+
+
 def run(tasks: Iterable[Task], executor: Executor, on_done: Callable[[Task], None]) -> None:
     """Run all tasks that are not done yet; `on_done` hears of each, done before or now. Raises the first failure.
 

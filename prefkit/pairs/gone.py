@@ -7,7 +7,6 @@ reason and a row.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from prefkit.manifest import StageReport
 from prefkit.pairs import tables
+from prefkit.pairs.engine import counts
 
 if TYPE_CHECKING:
     from prefkit.pairs.steps import Source
@@ -31,10 +32,10 @@ def remarks(sources: Sequence[Source], read: Sequence[Path]) -> list[str]:
     files = [(given.file.name, [next(folders) for _ in given.parts()]) for given in sources]
     by_fate: dict[Fate, list[tuple[str, list[Path]]]] = defaultdict(list)
     for name, parts in files:
-        counts = [json.loads((folder / "counts.json").read_text()) for folder in parts]
-        if not any(count["runs"] for count in counts):
+        counted = [counts(folder) for folder in parts]
+        if not any(count["runs"] for count in counted):
             fates: Counter[Fate] = Counter()
-            for stage, reason, is_row, number in (each for count in counts for each in count["by_reason"]):
+            for stage, reason, is_row, number in (each for count in counted for each in count["by_reason"]):
                 fates[stage, is_row, reason] += number
             by_fate[max(fates, key=lambda fate: fates[fate], default=EMPTY)].append((name, parts))
     if sum(map(len, by_fate.values())) == len(files):
@@ -47,6 +48,19 @@ def _sentence(fate: Fate, lost: Sequence[tuple[str, list[Path]]]) -> str:
     if fate == EMPTY:
         return f"{name}{more}: no rows."
     return f"{name}{more}: nothing is left once read. Most of it fell to {fate[2]}.{example(fate, parts)}"
+
+
+def sentence(stages: Sequence[StageReport], folders: Sequence[Path]) -> str:
+    """What to say of a build without a result: the main reasons, with an example from the rejects in `folders`."""
+    rows, *_, made = stages
+    fates: Counter[Fate] = Counter()
+    for one in stages:
+        if one is not made:
+            fates.update({(one.stage, one is rows, reason): count for reason, count in one.rejected.items()})
+    main = fates.most_common(3)
+    reasons = ", ".join(f"{reason} {count:,}" for (_, _, reason), count in main) or "nothing; the input is empty"
+    shown = example(main[0][0], folders) if main else ""
+    return f"no {made.unit} left of {rows.came_in:,} rows. Most fell to: {reasons}.{shown}"
 
 
 def example(fate: Fate, folders: Sequence[Path]) -> str:

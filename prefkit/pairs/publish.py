@@ -1,4 +1,4 @@
-"""From finished tasks to a finished data set: the account of every row, the files in place, the manifest last."""
+"""From finished tasks to a finished data set: the files in place, the manifest last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from prefkit import manifest
 from prefkit.config import Pipeline
 from prefkit.errors import DataError, UsageError
-from prefkit.manifest import InputFile, Manifest, Shard, SketchFile, StageReport
-from prefkit.pairs import card, extend, gone, software
+from prefkit.manifest import InputFile, Manifest, Shard, SketchFile
+from prefkit.pairs import card, extend, software
 from prefkit.pairs.engine import Task, remove, sweep
 from prefkit.pairs.extend import Before
 from prefkit.pairs.options import Options
@@ -180,73 +179,6 @@ def other_data_set(where: str) -> UsageError:
         f"{where}: holds a finished data set of other inputs, options or versions. "
         "Add --overwrite to replace it, or choose another --out."
     )
-
-
-def counts(folder: Path) -> Any:
-    """What a task counted."""
-    return json.loads((folder / "counts.json").read_text())
-
-
-def account(
-    planned: Manifest,
-    sources: Sequence[Source],
-    read: Sequence[Path],
-    selected: Sequence[Path],
-    before: Before,
-    remarks: Sequence[str],
-) -> Manifest:
-    """Add what happened to every row and candidate, also before, and remarks. DataError where nothing is left, with the
-    main reasons."""
-    reads, selects = [counts(folder) for folder in read], [counts(folder) for folder in selected]
-    fallen: Counter[tuple[str, bool, str]] = Counter()
-    for part in [*reads, *selects]:
-        for stage, reason, is_row, count in part["by_reason"]:
-            fallen[stage, is_row, reason] += count
-    old = before.record.stages if before.record else []
-    for stage in old:
-        for reason, count in stage.rejected.items():
-            if stage.unit != planned.kind:
-                fallen[stage.stage, stage.unit == "rows", reason] += count
-    stages: list[StageReport] = []
-
-    def came_in(unit: str) -> int:
-        return next((stage.came_in for stage in old if stage.unit == unit), 0)
-
-    def report(stage: str, unit: str, number: int, rejected: dict[str, int]) -> int:
-        went_out = number - sum(rejected.values())
-        stages.append(StageReport(stage, unit, number, dict(sorted(rejected.items())), went_out))
-        return went_out
-
-    rows = came_in("rows") + sum(part["rows"] for part in reads)
-    left = came_in("candidates") + sum(part["candidates"] for part in reads)
-    report("read", "rows", rows, {reason: count for (_, is_row, reason), count in fallen.items() if is_row})
-    for stage in ("read", "filter", "decontaminate", "dedupe", "binarize"):
-        rejected = {reason: count for (at, is_row, reason), count in fallen.items() if at == stage and not is_row}
-        left = report(stage, "candidates", left, rejected)
-    kept = sum(part["train"] + part["test"] for part in selects)
-    kept += sum(stage.went_out for stage in old if stage.unit == planned.kind)
-    lost: Counter[str] = Counter()
-    for stage in old:
-        lost.update(stage.rejected if stage.unit == planned.kind else {})
-    for part in selects:
-        lost.update({reason: count for reason, count in part["lost"].items() if count})
-    report("binarize", planned.kind, kept + lost.total(), dict(lost))
-    if not kept:
-        main = fallen.most_common(3)
-        fell = ", ".join(f"{reason} {count:,}" for (_, _, reason), count in main) or "nothing; the input is empty"
-        example = gone.example(main[0][0], [*read, *selected]) if main else ""
-        said = "".join(f" {remark}" for remark in remarks)
-        raise DataError(f"no {planned.kind} left of {rows:,} rows. Most fell to: {fell}.{example}{said}")
-    remarks = [*(before.record.remarks if before.record else []), *remarks]
-    return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages, remarks=remarks)
-
-
-def _rows_of_files(planned: Manifest, sources: Sequence[Source], reads: Sequence[Any]) -> list[InputFile]:
-    each = iter(reads)
-    totals = [sum(next(each)["rows"] for _ in given.parts()) for given in sources]
-    new = planned.inputs[-len(sources) :]
-    counted = [dataclasses.replace(file, rows=total) for file, total in zip(new, totals, strict=True)]
-    return [*planned.inputs[: -len(sources)], *counted]
 
 
 def publish(out: Path, record: Manifest, files: Sequence[PlannedFile], sketches: Path, before: Before) -> Manifest:

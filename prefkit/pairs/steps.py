@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefkit.pairs import bucket, dedupe, exclude, extend, inputs, mix, publish, software, tables
+from prefkit.pairs import bucket, dedupe, exclude, extend, inputs, mix, software, tables
 from prefkit.pairs.answers import Twins, sketch_answers
 from prefkit.pairs.bucket import Bucket, ReadPart
 from prefkit.pairs.decode import reads_whole_files
 from prefkit.pairs.decontaminate import Decontamination, write_index
-from prefkit.pairs.engine import RunTasks, Task, ahead, key
+from prefkit.pairs.engine import RunTasks, Task, ahead, counts, key
 from prefkit.pairs.extend import Before
 from prefkit.pairs.inputs import Part, RawFile
 from prefkit.pairs.label import label_bucket
@@ -116,9 +116,9 @@ class Steps:
 
     def buckets(self, read: list[Path]) -> list[Bucket]:
         """The read parts, cut by ranges of prompt ids into buckets of about BUCKET_BYTES."""
-        counts = [publish.counts(folder) for folder in read]
+        counted = [counts(folder) for folder in read]
         firsts = itertools.accumulate(
-            (count["groups"] for count in counts), initial=len(self.before.known.sketches) * extend.ORDINALS
+            (count["groups"] for count in counted), initial=len(self.before.known.sketches) * extend.ORDINALS
         )
         entries = [given.entry for given in self.sources for _ in given.parts()]
         old_files = len(self.before.known.files)
@@ -127,7 +127,7 @@ class Steps:
         identity = key([(part.folder.name, part.entry, part.first, part.file) for part in parts])
         listed = self.work / "parts" / f"{identity}.json"
         bucket.save(listed, parts)
-        size = sum(count["bytes"] for count in counts)
+        size = sum(count["bytes"] for count in counted)
         number = 1 << max(0, math.ceil(math.log2(max(1.0, size / BUCKET_BYTES))))
         return [Bucket((one << 64) // number, ((one + 1) << 64) // number, listed) for one in range(number)]
 
@@ -174,9 +174,9 @@ class Steps:
         tasks, alone = sketched(scope), sketched("response") if scope == "prompt_response" else []
         self.run("sketch answers", [*tasks, *alone])
         folders = [task.folder for task in tasks]
-        counts = [publish.counts(folder)["answers"] for folder in folders]
+        answers = [counts(folder)["answers"] for folder in folders]
         also = [task.folder for task in alone]
-        return Twins(folders, counts, dedupe.find(folders, counts, how, self.work, self.run, also=also))
+        return Twins(folders, answers, dedupe.find(folders, answers, how, self.work, self.run, also=also))
 
     def sketches(self, united: list[Path], clusters: Path) -> Task:
         """The task that keeps what later builds onto this data set need of its prompts."""
@@ -236,7 +236,7 @@ class Steps:
     def write(self, read: list[Path], selected: list[Path]) -> list[PlannedFile]:
         """Pairs and rejects -> Parquet files, with their splits and names."""
         pairs_per_shard, row_group, level = self.options.shards.function()()
-        totals = [publish.counts(folder) for folder in selected]
+        totals = [counts(folder) for folder in selected]
         names = [folder.name for folder in [*read, *selected]]
         planned: list[PlannedFile] = []
         for split in ("train", "test"):
@@ -247,14 +247,13 @@ class Steps:
                 name = f"data/{split}-{number:05d}-of-{count:05d}{self.before.suffix}.parquet"
                 planned.append(PlannedFile(Task(folder, write_shard, arguments, lasting=True), split, name))
         fallen = [*read, *selected]
-        counts = [publish.counts(folder)["rejects"] for folder in fallen]
-        count = -(-sum(counts) // REJECTS_A_FILE)
+        rejects = [counts(folder)["rejects"] for folder in fallen]
+        count = -(-sum(rejects) // REJECTS_A_FILE)
         for number in range(count):
             folder = self.work / "write" / key(names, "rejects", number, level)
             name = f"rejects/rejects-{number:05d}-of-{count:05d}{self.before.suffix}.parquet"
-            planned.append(
-                PlannedFile(Task(folder, write_rejects, (fallen, counts, number, level), lasting=True), "rejects", name)
-            )
+            task = Task(folder, write_rejects, (fallen, rejects, number, level), lasting=True)
+            planned.append(PlannedFile(task, "rejects", name))
         self.run("write", [file.task for file in planned])
         return planned
 
