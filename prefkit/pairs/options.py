@@ -161,7 +161,7 @@ def check_build(
     labels = _fixed(table, pipeline, "labels", "prefkit.pairs.label:labels") if "labels" in table else None
     if labels:
         _check_labels(labels, table, pair_filters, balance, pipeline)
-    return Options(
+    options = Options(
         inputs=given_inputs,
         candidate_filters=candidate_filters,
         pair_filters=pair_filters,
@@ -181,6 +181,19 @@ def check_build(
         shards=_fixed(table, pipeline, "shards", "prefkit.pairs.shards:shards"),
         chunk_bytes=chunk_bytes or _chunk_bytes(given_inputs),
     )
+    _check_aspects(options, pipeline)
+    return options
+
+
+def _check_aspects(options: Options, pipeline: Pipeline) -> None:
+    """UsageError for columns of aspects that an entry names and that nothing looks at."""
+    for entry in options.inputs:
+        asked_for = entry.settings.options["score_weights"] or options.look_at_aspects()
+        if entry.source.options.get("aspects") and not asked_for:
+            raise UsageError(
+                f"{pipeline.name}: [[build.inputs]] {entry.source.name}: aspects have no effect: neither score_weights "
+                "nor a filter or strategy of yours looks at them. Leave them out, or add score_weights."
+            )
 
 
 def _check_labels(

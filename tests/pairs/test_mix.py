@@ -19,6 +19,7 @@ from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest
 from prefkit.pairs import mix
 from prefkit.pairs.build import build_pairs
+from prefkit.pairs.options import check_build
 from prefkit.pairs.verify import verify
 from tests.pairs.raw import completion, row, write_lines
 from tests.pairs.test_build import contents, pairs_of, pipeline, rejects_of
@@ -201,6 +202,20 @@ def test_an_aspect_that_is_not_rated_is_named(folder: Path, tmp_path: Path) -> N
     assert set(fallen["origin_file"]) == {"first.jsonl"}
     assert all(text.startswith("score_weights asks for helpfull; rated are ") for text in fallen["detail"])
     assert any("helpfulness" in text for text in fallen["detail"])
+
+
+def test_aspects_that_nothing_looks_at_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Q", "response": "A", "score": 1, "c": 2}\n')
+    text = '[[build.inputs]]\nuse = "ratings"\npaths = ["a.jsonl"]\naspects = { clear = "c" }\n'
+    with pytest.raises(UsageError, match=r"\[\[build.inputs\]\] ratings: aspects have no effect"):
+        check_build(pipeline(tmp_path, text=text))
+    assert check_build(pipeline(tmp_path, text=text + "score_weights = { clear = 1.0 }\n"))
+    (tmp_path / "clear_rule.py").write_text(
+        "import polars as pl\ndef rated():\n    return pl.col('aspects').list.len() > 0\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        assert check_build(pipeline(tmp_path, text=text + '[[build.filters]]\nuse = "clear_rule:rated"\n'))
 
 
 def test_files_of_which_nothing_is_left_are_told_by_their_reason(folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ Intel/orca_dpo_pairs has `system`, `question`, `chosen` and `rejected`; nobody c
 simply called chosen. argilla/distilabel-intel-orca-dpo-pairs had GPT-4 rate both from 1 to 10: `input` is the question,
 `rating[i]` belongs to `generations[i]`, and `status` says whether chosen and rejected were swapped, left unchanged, or
 tie. Where a row has ratings, they are the scores, so ties are rejected and a margin can be asked for; a row whose
-rating failed (null) has no scores. Without them, chosen scores 1 and rejected 0.
+rating failed (null) has no scores. Without them, chosen scores 1 and rejected 0. Only Argilla's says which questions
+are of GSM8K's training set (`in_gsm8k_train`); Intel's rows do not tell, so `gsm8k = "reject"` takes none of them.
 """
 
 from __future__ import annotations

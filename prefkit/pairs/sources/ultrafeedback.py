@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from prefkit.pairs.columns import DECIMAL
 from prefkit.pairs.records import BadRow, Completion, Message, Rated, with_system
 
 
@@ -61,9 +62,10 @@ def ultrafeedback(
     if system_prompt == "drop":
         yield Rated([Message("user", row.instruction)], completions, row.source, absolute=True)
         return
-    for system in dict.fromkeys(answer.custom_system_prompt for answer in answers):
+    systems = [answer.custom_system_prompt or None for answer in answers]
+    for system in dict.fromkeys(systems):
         prompt = with_system(system, [Message("user", row.instruction)])
-        mine = [one for one, answer in zip(completions, answers, strict=True) if answer.custom_system_prompt == system]
+        mine = [one for one, own in zip(completions, systems, strict=True) if own == system]
         yield Rated(prompt, mine, row.source, absolute=True)
 
 
@@ -84,7 +86,7 @@ def _completion(index: int, answer: Answer, score: str, repair_tens: bool) -> Co
 
 
 def _mean(aspects: list[tuple[str, float]]) -> float | None:
-    return sum([rating for _, rating in aspects]) / len(aspects) if aspects else None
+    return math.fsum([rating for _, rating in aspects]) / len(aspects) if aspects else None
 
 
 def _rating(annotation: Annotation | list[Annotation | None] | str | None) -> float | None:
@@ -94,23 +96,21 @@ def _rating(annotation: Annotation | list[Annotation | None] | str | None) -> fl
         return rating if rating is not None and rating > 0 else None
     if isinstance(annotation, list):
         ratings = [rating for item in annotation if (rating := _rating(item)) is not None]
-        return sum(ratings) / len(ratings) if ratings else None
+        return math.fsum(ratings) / len(ratings) if ratings else None
     return None
 
 
 def _number(value: Any) -> float | None:
     """A finite number, also written as text; None for "N/A" and the like."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return _written(value) if isinstance(value, str) else _finite(value)
-
-
-def _finite(value: Any) -> float | None:
+    if isinstance(value, str):
+        return _written(value)
     try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
+        known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return float(value) if known else None
+    except OverflowError:  # an integer that no float holds
         return None
-    return number if math.isfinite(number) else None
 
 
-_written = functools.lru_cache(maxsize=1024)(_finite)  # ratings are a few texts, a million times
+@functools.lru_cache(maxsize=1024)  # ratings are a few texts, a million times
+def _written(text: str) -> float | None:
+    return _number(float(text)) if DECIMAL.fullmatch(text) else None

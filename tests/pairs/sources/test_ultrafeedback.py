@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefkit.pairs.records import BadRow, Message, Rated
 from prefkit.pairs.sources.ultrafeedback import Row, ultrafeedback
@@ -66,6 +69,8 @@ def test_system_prompts_are_dropped_or_compared_within() -> None:
     answers = [{"custom_system_prompt": prompt, "response": prompt or "-"} for prompt in ("A", "B", "A", None)]
     assert [message.role for message in rated(*answers)[0].prompt] == ["user"]
     groups = rated(*answers, system_prompt="keep")
+    neither = [{"custom_system_prompt": prompt, "response": "-"} for prompt in ("", None)]
+    assert len(rated(*neither, system_prompt="keep")) == 1, "one prompt, so one set of answers"
     assert [[answer.index for answer in group.completions] for group in groups] == [[0, 2], [1], [3]]
     assert groups[0].prompt == [Message("system", "A"), Message("user", "Why?")]
     assert groups[2].prompt == [Message("user", "Why?")]
@@ -81,3 +86,17 @@ def test_numbers_written_as_text_and_words_that_are_none() -> None:
     assert score(answer) == 7.5
     assert score(answer, score="mean_aspects") == 4
     assert score({"overall_score": "N/A"}) is None
+    for text in ("1_0", "٤", "inf", "nan", "", "1e999", "0x4"):
+        assert score({"overall_score": text}) is None, text
+    assert score({"annotations": aspects(True, 2)}, score="mean_aspects") == 2, "true is no rating"
+
+
+@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=7), min_size=1, max_size=6), st.randoms())
+def test_means_do_not_depend_on_the_order_of_the_aspects(ratings: list[list[int]], rng: random.Random) -> None:
+    def mean(lists: list[list[int]]) -> float | None:
+        return score(
+            {"annotations": {f"a{i}": [{"Rating": str(one)} for one in of] for i, of in enumerate(lists)}},
+            score="mean_aspects",
+        )
+
+    assert mean(ratings) == mean(rng.sample(ratings, len(ratings)))
