@@ -11,8 +11,8 @@ A killed process loses nothing that it wrote; a machine that loses power loses w
 the disk, though the renamed folder may be there. Waiting for the disk after each task costs a tenth of a build on a
 fast disk and much more on a slow one (docs/scaling.md), for files that are mostly removed before they would get there.
 So tasks on this machine are not flushed in the first minute of a step; they note the boot of the system that made them
-instead, and `sweep` removes those of another boot. What stays (the files of the data set), what took longer, and what
-other machines made is flushed before it counts.
+instead, and `sweep` removes those of another boot. What took longer, and what other machines made, is flushed before it
+counts; what stays (the files of the data set) before its step ends, while other tasks run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -42,6 +42,7 @@ IN_FLIGHT = 1024
 WAIT_SECONDS = 0.5
 UNFLUSHED_SECONDS = 60
 UNFLUSHED = "unflushed"  # the file in a task's folder that says so
+FLUSHERS = 2  # threads
 PATIENCE_SECONDS = 30.0  # until a folder that another machine made must be seen here
 
 Item = TypeVar("Item")
@@ -52,7 +53,7 @@ class Task:
     """`function(folder, *arguments)` writes files into `folder`. Both must be picklable.
 
     `weight` is how much work it is, in the unit that the progress bar of its stage counts. The files of a task with
-    `lasting` become files of the data set.
+    `lasting` become files of the data set, and have reached the disk when its step ends.
     """
 
     folder: Path
@@ -89,17 +90,24 @@ def run(tasks: Iterable[Task], executor: Executor, on_done: Callable[[Task], Non
     """
     coming = iter(tasks)
     left: dict[int, Task] = {}  # what was taken and is not done
-    while True:
-        try:
-            return _run(coming, left, executor, on_done)
-        except BrokenExecutor as error:
-            if not isinstance(executor, LocalPool):
-                raise DataError(
-                    f"a worker was lost ({error}). Run the same command again to go on from the finished tasks."
-                ) from error
-            executor.go_on_with_fewer()
-            coming = itertools.chain(list(left.values()), coming)
-            left.clear()
+    with _flushing() as flush:
+
+        def finished(task: Task) -> None:
+            if task.lasting:
+                flush(task.folder)
+            on_done(task)
+
+        while True:
+            try:
+                return _run(coming, left, executor, finished)
+            except BrokenExecutor as error:
+                if not isinstance(executor, LocalPool):
+                    raise DataError(
+                        f"a worker was lost ({error}). Run the same command again to go on from the finished tasks."
+                    ) from error
+                executor.go_on_with_fewer()
+                coming = itertools.chain(list(left.values()), coming)
+                left.clear()
 
 
 def _run(coming: Iterator[Task], left: dict[int, Task], executor: Executor, on_done: Callable[[Task], None]) -> None:
@@ -135,6 +143,32 @@ def _run(coming: Iterator[Task], left: dict[int, Task], executor: Executor, on_d
     finally:
         for future in flying:
             future.cancel()
+
+
+@contextmanager
+def _flushing() -> Iterator[Callable[[Path], None]]:
+    """A function that brings a finished task's files to the disk, in a thread; all are there at the end."""
+    with ThreadPoolExecutor(FLUSHERS) as threads:
+        flushed: list[Future[None]] = []
+        yield lambda folder: flushed.append(threads.submit(_flush, folder))
+        for future in flushed:
+            _result(future)
+
+
+def _flush(folder: Path) -> None:
+    """Bring the files of a finished task to the disk, if they are not there."""
+    if (folder / UNFLUSHED).exists():
+        try:
+            _to_disk(folder)
+            (folder / UNFLUSHED).unlink()
+        except OSError as error:
+            raise DataError(_sentence(error, folder)) from error
+
+
+def _to_disk(folder: Path) -> None:
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def _see(folder: Path) -> None:
@@ -184,10 +218,8 @@ def perform(task: Task, *, made_with: str, flush_from: float) -> None:
     try:
         temporary.mkdir()
         task.function(temporary, *task.arguments)
-        if task.lasting or time.time() >= flush_from or not boot():
-            for path in temporary.iterdir():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
+        if time.time() >= flush_from or not boot():
+            _to_disk(temporary)
         else:
             (temporary / UNFLUSHED).write_text(boot())
         temporary.rename(task.folder)

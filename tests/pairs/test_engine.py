@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import itertools
 import os
@@ -146,19 +147,33 @@ def test_a_finished_folder_that_is_not_seen_here_is_told(tmp_path: Path, monkeyp
 # What is on the disk, and what is left behind
 
 
-def test_only_what_lasts_is_flushed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_lasts_is_flushed_within_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.readlink(f"/proc/self/fd/{file}")))
     step, lasting = Task(tmp_path / "a" / "x", write, ("1",)), Task(tmp_path / "b" / "x", write, ("2",), lasting=True)
     engine.run([step, lasting], InThisProcess(), lambda task: None)
-    assert [Path(path).parts[-3:-1] for path in flushed] == [("b", flushed[0].split("/")[-2])]
+    assert {Path(path).parent for path in flushed} == {lasting.folder}
+    flushed.clear()
+    (lasting.folder / engine.UNFLUSHED).write_text(engine.boot())
+    engine.run([lasting], InThisProcess(), lambda task: None)
+    assert flushed, "also one that a killed run finished and did not get to flush"
+    flushed.clear()
     assert (step.folder / engine.UNFLUSHED).exists()
     assert not (lasting.folder / engine.UNFLUSHED).exists()
     monkeypatch.setattr(engine, "UNFLUSHED_SECONDS", 0)
     late = Task(tmp_path / "a" / "late", write, ("3",))
     engine.run([late], InThisProcess(), lambda task: None)
-    assert len(flushed) == 2, "a task that ends after the first minute is flushed too"
+    assert flushed, "a task that ends after the first minute is flushed too"
     assert not (late.folder / engine.UNFLUSHED).exists()
+
+
+def test_a_disk_that_takes_no_more_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        engine.run([Task(tmp_path / "a" / "x", write, ("1",), lasting=True)], InThisProcess(), lambda task: None)
 
 
 def test_other_machines_flush(tmp_path: Path) -> None:
