@@ -102,11 +102,12 @@ def _rating(annotation: Annotation | list[Annotation | None] | str | None) -> fl
 
 def _number(value: Any) -> float | None:
     """A finite number, also written as text; None for "N/A" and the like."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, str):
         return _written(value)
     try:
-        known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return float(value) if known else None
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else None
     except OverflowError:  # an integer that no float holds
         return None
 
