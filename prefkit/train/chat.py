@@ -38,10 +38,11 @@ from prefkit.train.length import Given, Limit, Policy, fit
 from prefkit.train.metrics import Progress
 from prefkit.train.pack import Sequence, tree_size
 from prefkit.train.store import LOSSES, Example, Prompt, Store, finish_store, is_whole, open_store, write_file
-from prefkit.train.template import Conversation, encode_examples, has_system, system_role
+from prefkit.train.template import Conversation, Sides, encode_examples, has_system, system_role
 
 FORMAT = 6
 ROWS_A_BATCH = 1024
+OF_LOADING = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json; no token depends on it
 ANSWERS = ("chosen", "rejected", "completion")  # columns that hold an answer to `prompt`; others, whole conversations
 
 Row = dict[str, Any]
@@ -126,13 +127,20 @@ def store_key(listed: list[Shard], tokenizer: Any, how: Tokenising) -> str:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 over the files that the tokenizer writes: vocabulary, merges, special tokens and chat template."""
+    """SHA-256 over the files that the tokenizer writes: vocabulary, merges, special tokens and chat template.
+
+    Not over how it was loaded, so that it is the same one with the Hub in reach and without.
+    """
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
-                digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+                content = path.read_bytes()
+                if path.name == "tokenizer_config.json":
+                    table = {key: value for key, value in json.loads(content).items() if key not in OF_LOADING}
+                    content = json.dumps(table, sort_keys=True).encode()
+                digest.update(path.name.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()
 
 
@@ -186,6 +194,15 @@ def builder(how: Tokenising) -> Callable[..., Iterator[Prompt]]:
     return labels_of_prompts if how.labels else pairs_of_prompts
 
 
+def fitted(
+    batch: list[list[Given]], tokenizer: Any, how: Tokenising, counts: Counter[str]
+) -> Iterator[list[Sides | None]]:
+    """The examples of each prompt in tokens, within the limit; None for one that cannot be used."""
+    encoded = iter(encode_examples(tokenizer, [(one.prompt, one.completions) for group in batch for one in group]))
+    for group in batch:
+        yield fit(group, [next(encoded) for _ in group], tokenizer, how.limit, counts)
+
+
 def pairs_of_prompts(
     batch: list[list[tuple[int, Row]]], tokenizer: Any, how: Tokenising, counts: Counter[str], shard: str
 ) -> Iterator[Prompt]:
@@ -194,12 +211,10 @@ def pairs_of_prompts(
         [Given(f"{shard}, row {at}", row["prompt"], [row["chosen"], row["rejected"]]) for at, row in group]
         for group in batch
     ]
-    encoded = iter(encode_examples(tokenizer, [(g.prompt, g.completions) for group in given for g in group]))
-    for group, rows in zip(given, batch, strict=True):
-        counts["rows"] += len(group)
+    for rows, sides_of in zip(batch, fitted(given, tokenizer, how, counts), strict=True):
+        counts["rows"] += len(rows)
         distinct = Distinct()
         pairs, examples = [], []
-        sides_of = fit(group, [next(encoded) for _ in group], tokenizer, how.limit, counts)
         for (row, values), sides in zip(rows, sides_of, strict=True):
             if sides is None:
                 continue
@@ -219,12 +234,10 @@ def labels_of_prompts(
 ) -> Iterator[Prompt]:
     """Each prompt with its distinct answers, each an example whose sides are both the answer (`labelled.py`)."""
     given = [[Given(f"{shard}, row {at}", row["prompt"], [row["completion"]]) for at, row in group] for group in batch]
-    encoded = iter(encode_examples(tokenizer, [(g.prompt, g.completions) for group in given for g in group]))
-    for group, rows in zip(given, batch, strict=True):
-        counts["rows"] += len(group)
+    for rows, sides_of in zip(batch, fitted(given, tokenizer, how, counts), strict=True):
+        counts["rows"] += len(rows)
         distinct = Distinct()
         pairs, examples = [], []
-        sides_of = fit(group, [next(encoded) for _ in group], tokenizer, how.limit, counts)
         labels: dict[bytes, set[bool]] = {}
         for (row, values), sides in zip(rows, sides_of, strict=True):
             if values["label"] is None:
@@ -237,9 +250,9 @@ def labels_of_prompts(
             if len(labels[sides.tokens[0].tobytes()]) > 1:
                 counts["same_after_cut"] += 1
                 continue
-            before = len(distinct.sequences)
+            known = len(distinct.sequences)
             at = distinct.add(sides.tokens[0], sides.start, row)
-            if at < before:
+            if at < known:
                 counts["repeated"] += 1
             else:
                 pairs.append((row, at, at))
@@ -259,18 +272,16 @@ def answers_of_prompts(
     turns = [[(row, turn) for row, content in group for turn in assistant_turns(content, how)] for group in batch]
     counts["undesirable"] += sum(content.get("label") is False for group in batch for _, content in group)
     values = {row: content for group in batch for row, content in group}
-    encoded = iter(encode_examples(tokenizer, [(before, [[turn]]) for group in turns for _, (before, turn) in group]))
-    for group, rows in zip(turns, batch, strict=True):
+    given = [[Given(f"{shard}, row {row}", before, [[turn]]) for row, (before, turn) in group] for group in turns]
+    for group, rows, sides_of in zip(turns, batch, fitted(given, tokenizer, how, counts), strict=True):
         counts["rows"] += len(rows)
         silent = {row for row, content in rows if content.get("label") is not False} - {row for row, _ in group}
         counts["no_answer"] += len(silent)
         distinct = Distinct()
-        given = [Given(f"{shard}, row {row}", before, [[turn]]) for row, (before, turn) in group]
-        sides_of = fit(given, [next(encoded) for _ in group], tokenizer, how.limit, counts)
         for (row, _), sides in zip(group, sides_of, strict=True):
             if sides is not None:
-                before = len(distinct.sequences)
-                counts["repeated"] += distinct.add(sides.tokens[0], sides.start, row) < before
+                known = len(distinct.sequences)
+                counts["repeated"] += distinct.add(sides.tokens[0], sides.start, row) < known
         if distinct.sequences:
             counts["examples"] += len(distinct.sequences)
             examples = [example_of(values[row]) for row in distinct.rows]

@@ -69,6 +69,11 @@ class Examples:
         """Tokens of each prompt's tree."""
         return np.concatenate([np.zeros(0, np.int32), *(shard.tree_tokens for shard in self.shards)])
 
+    def check_fit(self, max_tokens: int) -> None:
+        """TrainError for a pair that fits no bin of `max_tokens`."""
+        for prompt in np.flatnonzero(self.tree_tokens() > max_tokens):
+            self.trees(int(prompt), max_tokens)  # which splits the tree, as far as it can
+
     def tree_sizes(self, prompt: int, max_tokens: int) -> list[int]:
         """Tokens of each of `trees`; the prompt's rows are read only where examples are left out or a tree is split."""
         shard, local = self._locate(prompt)

@@ -158,6 +158,5 @@ def _tokens(
     folder = chat.cache_folder(data, None if cache is None else Path(cache), Path.cwd() / ".prefkit-cache")
     store = chat.tokenise(data, made, split, words, how, cache=folder, progress=progress)
     examples = Examples.of(store)
-    for prompt in np.flatnonzero(examples.tree_tokens() > phase.max_tokens):
-        examples.trees(int(prompt), phase.max_tokens)  # raises TrainError for a pair that fits no bin
+    examples.check_fit(phase.max_tokens)
     return examples, store

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from prefkit.errors import TrainError
 from prefkit.train import chat, labelled, policy, sampling
 from prefkit.train.arriving import Arriving, Supply, read_index
@@ -49,8 +47,7 @@ def open_split(job: Job, phase: Phase, objective: Preference | Supervised, split
     job.progress.note(f"{phase.name}, {store.summary}")
     policy.check_fits(model, job.tokenizer, store.counts["longest"])
     examples = Examples.of(store)
-    for prompt in np.flatnonzero(examples.tree_tokens() > phase.max_tokens):
-        examples.trees(int(prompt), phase.max_tokens)  # raises TrainError for a pair that fits no bin
+    examples.check_fit(phase.max_tokens)
     return SplitData(store, examples)
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from prefkit.errors import DataError, TrainError
 from prefkit.train import chat, tokenizer
@@ -211,3 +212,14 @@ def test_template_that_refuses_is_quoted(tmp_path, words):
     rows = [pair("p", "a", "b", prompt=[{"role": "tool", "content": "result"}])]
     with pytest.raises(TrainError, match=r"knows system, user and assistant, not tool.*result"):
         store_of(tmp_path / "d", rows, words)
+
+
+def test_a_tokenizer_is_the_same_however_it_was_loaded(tmp_path):
+    """With the Hub in reach and without, so that a run resumes offline, and ranks of which one is offline agree."""
+    manifest = write_data_set(tmp_path / "d", toy_pairs(10))
+    tokenizer.train_bpe(tmp_path / "d", manifest, vocab_size=400).save_pretrained(tmp_path / "words")
+    online, offline = (AutoTokenizer.from_pretrained(tmp_path / "words", local_files_only=True) for _ in range(2))
+    online.init_kwargs |= {"local_files_only": False, "is_local": False}  # as transformers notes, and saves
+    assert chat.tokenizer_hash(online) == chat.tokenizer_hash(offline)
+    offline.add_special_tokens({"bos_token": "<|begin|>"})
+    assert chat.tokenizer_hash(online) != chat.tokenizer_hash(offline)
