@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +40,13 @@ class ReadPart:
 def save(path: Path, parts: Iterable[ReadPart]) -> None:
     """The parts in a file of their own, so that a task of a bucket carries a path and not a list of thousands.
 
-    A file that is there is left as it is: its name must tell the parts.
+    A file that is there is left as it is: its name must tell the parts. Their folders are named as they are seen from
+    the one that all steps lie in, which may be another when a build goes on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        write_text_atomically(path, json.dumps([astuple(part) for part in parts], default=str))
+        listed = [(str(part.folder.relative_to(path.parents[1])), part.entry, part.first, part.file) for part in parts]
+        write_text_atomically(path, json.dumps(listed))
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class Bucket:
         of_prompts: list[pa.RecordBatch] = []
         of_answers: list[pa.RecordBatch] = []
         marks: list[tuple[int, int, int]] = []
+        columns = ["group", *prompts], ["group", *answers]
         for folder, entry, first, file in json.loads(self.parts.read_text()):
-            for mine in slices(Path(folder), self.low, self.high, ["group", *prompts], ["group", *answers]):
+            for mine in slices(self.parts.parents[1] / folder, self.low, self.high, *columns):
                 of_prompts.append(mine[0])
                 of_answers.append(mine[1])
                 marks.append((first, file, entry))

@@ -83,7 +83,7 @@ def cut(folder: Path, seconds: float, expected: dict[str, bytes]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuts", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=2500)
+    parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -101,7 +101,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         rng = random.Random(given.seed)
         for _ in range(given.cuts):
-            print(cut(folder, rng.uniform(2, seconds + 1), contents(folder / "clean")), flush=True)
+            print(cut(folder, rng.uniform(1, seconds + 1), contents(folder / "clean")), flush=True)
 
 
 if __name__ == "__main__":

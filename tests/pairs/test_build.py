@@ -222,6 +222,20 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(raw: Path, built: Pa
     assert not (out / ".work").exists() or (out / "manifest.json").exists()
 
 
+def test_a_begun_build_goes_on_in_another_place(raw: Path, built: Path, tmp_path: Path) -> None:
+    begun, moved = tmp_path / "begun", tmp_path / "elsewhere" / "moved"
+    build_pairs(pipeline(tmp_path), begun, given=[str(raw)], keep_work=True)
+    shutil.rmtree(begun / ".work" / "select")
+    (begun / "manifest.json").unlink()
+    moved.parent.mkdir()
+    begun.rename(moved)
+    read = folders(moved, "read")
+    build_pairs(pipeline(tmp_path), moved, given=[str(raw)], keep_work=True)
+    assert folders(moved, "read") == read
+    ours, theirs = contents(moved), contents(built)
+    assert all(ours[name] == theirs[name] for name in theirs if name.endswith(".parquet"))
+
+
 def wait_for_progress(out: Path, process: subprocess.Popen[bytes], rng: random.Random) -> None:
     """Until some more tasks are done, and then a moment, so that the kill falls into the middle of one."""
     before = len(list(out.glob(".work/*/*")))
