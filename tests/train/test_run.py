@@ -25,6 +25,7 @@ from prefkit.train.loop import learning_rate
 from prefkit.train.metrics import TIMING, Silent
 from prefkit.train.options import Phase
 from tests.train.datasets_for_tests import TINY, pair, pipeline, toy_pairs, write_data_set
+from tests.train.test_campaign import ended, forked
 
 DPO = {"name": "dpo", "objective": "sigmoid", "learning_rate": 1e-3, "pairs_per_step": 6}
 SFT = {"objective": "sft", "learning_rate": 1e-3, "pairs_per_step": 8}
@@ -520,46 +521,53 @@ def test_a_full_disk(data, tmp_path):
     subprocess.run([*command, "--resume"], check=True, capture_output=True)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from prefkit.train import run
-from prefkit.train.metrics import Silent
-from tests.train.datasets_for_tests import pipeline
-class Say(Silent):
+SMALL_STEPS = {**DPO, "pairs_per_step": 2, "checkpoint_every": 3}
+
+
+class Telling(Silent):
+    """Progress that is written into a pipe."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
     def update(self, stage, done, total, detail=""):
-        print(stage, done, flush=True)
-data, out = map(Path, sys.argv[1:3])
-phase = {"name": "dpo", "objective": "sigmoid", "learning_rate": 1e-3, "pairs_per_step": 2, "checkpoint_every": 3}
-try:
-    run.train(pipeline(data, phase), data=data, out=out, resume=out.exists(), progress=Say())
-except KeyboardInterrupt as stop:
-    print(stop, flush=True)
-    sys.exit(130)
-"""
+        os.write(self.pipe, f"{stage} {done}\n".encode())
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    run.train(pipeline(data, SMALL_STEPS), data=data, out=out)
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_real_signals(data, tmp_path, number):
+def test_real_signals(data, undisturbed, tmp_path, number):
     """SIGTERM ends after a checkpoint and says how to go on; kill -9 loses only the steps since the last one."""
+    table, out = pipeline(data, SMALL_STEPS), tmp_path / "cut"
+    reader, writer = os.pipe()
 
-    def start(out):
-        command = [sys.executable, "-c", SCRIPT, str(data), str(out)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    def task():
+        try:
+            run.train(table, data=data, out=out, progress=Telling(writer))
+        except KeyboardInterrupt as stop:
+            os.write(writer, str(stop).encode())
+            os._exit(130)
 
-    assert start(tmp_path / "whole").wait() == 0
-    process = start(tmp_path / "cut")
-    for line in process.stdout:
-        if line.startswith("dpo 8"):
-            os.kill(process.pid, number)
-            break
-    rest = process.stdout.read()
-    assert process.wait() == (130 if number == signal.SIGTERM else -9)
+    process = forked(task)
+    os.close(writer)
+    with open(reader) as told:
+        for line in told:
+            if line == "dpo 8\n":
+                os.kill(process, number)
+                break
+        rest = told.read()
+    assert ended(process) == (130 if number == signal.SIGTERM else -9)
     if number == signal.SIGTERM:
         assert "go on with --resume" in rest
-    assert start(tmp_path / "cut").wait() == 0
-    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert not (out / "model").exists()
+    run.train(table, data=data, out=out, resume=True)
+    assert lines(out) == lines(undisturbed)
 
 
 def test_a_signal_that_is_passed_on_is_one_signal_and_a_later_one_another(monkeypatch):
