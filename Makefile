@@ -11,8 +11,9 @@ install: .venv/installed  ## everything, for work on prefkit
 demo: .venv/installed-train  ## raw ratings -> pairs -> SFT -> DPO -> evaluation, on the embedded data
 	$(BIN)/python -m prefkit.demo --out $(DEMO_OUT)
 
+# Three workers for two cores: much of a test of ranks, of Ray or of a kill is waiting.
 test: .venv/installed  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
 check: .venv/installed  ## style and types
 	$(BIN)/ruff check .

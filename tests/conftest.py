@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
-# Files that take half a minute or more come first, so that no worker begins one when the other is done. That needs
+# Files that take half a minute or more come first, so that no worker begins one when the others are done. That needs
 # xdist's --no-loadscope-reorder (see Makefile), or the files with the most tests come first.
 LONGEST = (
     "test_demo.py",

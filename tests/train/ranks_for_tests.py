@@ -14,6 +14,7 @@ from typing import Any
 # Not all is used here, but all is needed by the ranks of the tests, and so imported once for all.
 import pandas  # noqa: F401
 import peft  # noqa: F401
+import pydantic.type_adapter  # noqa: F401
 import torch
 import torch.distributed as dist
 import transformers.models.llama.modeling_llama
