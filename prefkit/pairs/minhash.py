@@ -50,7 +50,7 @@ def shingles(texts: Sequence[str] | Packed, ngram: int, unit: Unit = "words") ->
     """
     hashes, offsets = ngrams(texts, ngram, unit)
     _sort_distinct(hashes, offsets)
-    return hashes[: offsets[-1]].copy(), offsets
+    return hashes[: offsets[-1]], offsets
 
 
 def ngrams(texts: Sequence[str] | Packed, ngram: int, unit: Unit = "words") -> tuple[U64, I64]:
