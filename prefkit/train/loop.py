@@ -57,7 +57,7 @@ class Tested:
     @classmethod
     def of(cls, objective: Preference | Supervised, examples: Examples) -> Tested:
         """A test split whose reference is not computed yet."""
-        return cls(objective.on(examples), examples, None, slices.of(examples))
+        return cls(objective.on(examples, "test"), examples, None, slices.of(examples))
 
 
 @dataclass(frozen=True)

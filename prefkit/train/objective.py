@@ -146,7 +146,7 @@ class Preference:
             made.append(Term(sft_weight, chosen_nll, ["undamped"], whole_step=False))
         return cls(made, wpo=wpo, ld_alpha=ld_alpha, length_normalisation=length_normalisation)
 
-    def on(self, examples: Examples | Arriving) -> Preference:
+    def on(self, examples: Examples | Arriving, split: str) -> Preference:
         """The same objective for the pairs of one split; TrainError if a loss asks for scores that they have not."""
         if (labels := examples.labels()) is not None:
             return replace(self, labels=torch.from_numpy(labels))
@@ -159,8 +159,8 @@ class Preference:
         without = int((~(used > 0)).sum())
         if without:
             raise TrainError(
-                f"the objective needs the scores of both answers, but {without:,} of {len(used):,} pairs have none, "
-                "or none that differ."
+                f"the objective needs the scores of both answers, but {without:,} of {len(used):,} pairs of "
+                f"the {split} split have none, or none that differ."
             )
         return replace(self, margins=margins)
 
@@ -331,7 +331,7 @@ class Supervised:
     wpo: bool = False
     names: Sequence[str] = ("loss",)
 
-    def on(self, examples: Examples | Arriving) -> Supervised:
+    def on(self, examples: Examples | Arriving, split: str) -> Supervised:
         """The same: it needs nothing of a split but its log-probabilities."""
         return self
 

@@ -153,7 +153,7 @@ def run_phase(job: Job, number: int) -> None:
     train_set, order = make_plan(job, phase, losses, train_set)
     steps = min(limit for limit in (order.steps, phase.max_steps, job.max_steps) if limit is not None)
     tested = None if test_set is None else Tested.of(objective, test_set.whole)
-    objective = objective.on(train_set.examples)
+    objective = objective.on(train_set.examples, "train")
     ready = learner.ready(job, phase, start)
     made_from = standing.made_from(job, start, train_set, test_set)
     state = standing.of(job, number, made_from)

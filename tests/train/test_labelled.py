@@ -84,7 +84,7 @@ def test_loss_figures_and_gradients_are_those_of_trl_on_the_same_batch(single, t
     log = {name: values[0] for name, values in trainer._metrics["train"].items() if values}
 
     examples = examples_of(folder, manifest, words)
-    objective = Preference.of(weighted(**options)).on(examples)
+    objective = Preference.of(weighted(**options)).on(examples, "train")
     ours, base = (policy.ready(copy.deepcopy(one).float(), dtype="float32") for one in (model, reference))
     ours.model.load_state_dict(model.double().state_dict())
     ours.model.double(), base.model.double()

@@ -407,7 +407,7 @@ def test_what_is_wrong_is_found_before_the_reference_which_takes_long(data, tmp_
     with pytest.raises(TrainError, match="has changed since"):
         run.train(table, data=data, out=tmp_path / "r", resume=True)
     for phase, words in (
-        ({**DPO, "objective": "odpo"}, "the objective needs the scores of both answers"),
+        ({**DPO, "objective": "odpo"}, "the objective needs the scores of both answers, but 6 of 6 pairs of the train"),
         ({**DPO, "samples": {"prompts": 2}}, "no test split to take prompts from"),
         ({**DPO, "lora": {"target_modules": ["nothing"]}}, r"target_modules = \['nothing'\] cannot be used"),
     ):
