@@ -164,3 +164,8 @@ def tables(table: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise UsageError(f"{where}: [[{key}]] must be a list of tables.")
     return [dict(item) for item in value]
+
+
+def which(number: int, total: int) -> str:
+    """Which of several tables of one kind is meant, to stand behind its name; nothing where it is the only one."""
+    return f" (entry {number} of {total})" if total > 1 else ""

@@ -37,10 +37,13 @@ class TrainError(PrefkitError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean "x"?` for the nearest of `known`, else the list of them; to append to a message."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f' Did you mean "{near[0]}"?'
-    return f" Known: {', '.join(known)}." if known else ""
+    return nearest(word, known) or (f" Known: {', '.join(known)}." if known else "")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean "x"?` for the nearest of `known`; nothing where none is near."""
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f' Did you mean "{near[0]}"?' if near else ""
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:

@@ -9,10 +9,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 from prefkit.pairs.records import BadRow
+
+
+@dataclass(frozen=True)
+class Names:
+    """What is said of an option whose value names a column: of the row, or of each item of the list in the column that
+    the option `within` names, where that is given."""
+
+    within: str = ""
+
+
+# The types of such options, by which `named` knows them; the second is for sources that may read a list of answers.
+Column = Annotated[str, Names()]
+AnswerColumn = Annotated[str, Names(within="completions")]
 
 DECIMAL = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
 LABELS = {"true": True, "1": True, "false": False, "0": False}
@@ -26,6 +40,18 @@ def get(row: Mapping[str, Any], path: str | None) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def has(row: Mapping[str, Any], path: str) -> bool:
+    """Whether there is a column at `path`, whatever stands in it."""
+    if path in row:
+        return True
+    value: Any = row
+    for key in path.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def need(row: Mapping[str, Any], path: str) -> Any:

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 from msgspec.structs import replace
@@ -20,6 +20,9 @@ from prefkit.errors import UsageError
 from prefkit.pairs.inputs import RawRow
 from prefkit.pairs.records import BadRow, Numbered, Rated
 from prefkit.resolve import Call, load
+
+if TYPE_CHECKING:
+    from prefkit.pairs.named import Unmet
 
 
 class Decoded(NamedTuple):
@@ -41,19 +44,21 @@ def reads_whole_files(source: Call) -> bool:
     return get_args(row_kind(source)) == (Numbered,)
 
 
-def decode(rows: Iterable[RawRow], source: Call, file: str) -> Iterator[Decoded]:
-    """Each row with what the source found in it, in the order of the rows.
+def decode(rows: Iterable[RawRow], source: Call, file: str, unmet: Unmet | None = None) -> Iterator[Decoded]:
+    """Each row with what the source found in it, in the order of the rows; `unmet` looks at them as long as it must.
 
     Raises UsageError where a source from outside prefkit fails.
     """
     parse = _parser(dict[str, Any] if reads_whole_files(source) else row_kind(source))
     function = source.function()
     if reads_whole_files(source):
-        yield from _whole(list(rows), parse, function, source, file)
+        yield from _whole(list(rows), parse, function, source, file, unmet)
         return
     for row in rows:
         try:
             value = parse(row)
+            if unmet and unmet.left:
+                unmet.look(value)
             found = _checked(list(function(value)))
             if source.is_external:
                 _check_kinds(found)
@@ -76,7 +81,12 @@ def tables_of(rows: Iterable[RawRow]) -> list[dict[str, Any]]:
 
 
 def _whole(
-    rows: list[RawRow], parse: Callable[[RawRow], Any], function: Callable[..., Any], source: Call, file: str
+    rows: list[RawRow],
+    parse: Callable[[RawRow], Any],
+    function: Callable[..., Any],
+    source: Call,
+    file: str,
+    unmet: Unmet | None,
 ) -> Iterator[Decoded]:
     """A file's rows; each found prompt goes with the row of its first completion."""
     bad: dict[int, BadRow] = {}
@@ -86,6 +96,9 @@ def _whole(
             good.append(Numbered(row.number, parse(row)))
         except BadRow as unread:
             bad[row.number] = unread
+    if unmet is not None:
+        for numbered in good:
+            unmet.look(numbered.value)
     found: dict[int, list[Rated]] = {}
     answered: set[int] = set()
     try:

@@ -16,7 +16,7 @@ from prefkit import config, schema
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.manifest import Kind, file_sha256
-from prefkit.pairs import decontaminate, exclude, inputs, label, mix, read, select, tables
+from prefkit.pairs import decontaminate, exclude, inputs, label, mix, named, read, select, tables
 from prefkit.pairs.exclude import Excluded
 from prefkit.pairs.inputs import RawFile
 from prefkit.pairs.language import SHIPPED, UNDETERMINED, model_path, tags_of
@@ -237,7 +237,7 @@ def _inputs(
     settings: list[Call] = []
     groups: list[list[inputs.Place]] = []
     for number, entry in enumerate(entries, 1):
-        which = f" (entry {number} of {len(entries)})" if len(entries) > 1 else ""
+        which = config.which(number, len(entries))
         paths = list(given) or entry.get("paths", [])
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise UsageError(f"{where}{which}: paths must be a list of texts, not {paths!r}.")
@@ -251,7 +251,10 @@ def _inputs(
         groups.append(inputs.expand(paths, Path() if given else pipeline.folder, out))
     if len({own.options["weight"] is None for own in settings}) > 1:
         raise UsageError(f"{where}: some entries have a weight and some have none; give one to all, or to none.")
-    return [Input(*each) for each in zip(sources, inputs.name_files(groups, taken), settings, strict=True)]
+    files = inputs.name_files(groups, taken)
+    for number, (source, group) in enumerate(zip(sources, files, strict=True), 1):
+        named.refuse(source, group, f"{where} {source.name}{config.which(number, len(entries))}")
+    return [Input(*each) for each in zip(sources, files, settings, strict=True)]
 
 
 def _language(table: dict[str, Any], pipeline: Pipeline) -> Call | None:

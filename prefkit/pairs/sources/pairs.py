@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefkit.errors import UsageError
-from prefkit.pairs.columns import get, need, number, text
+from prefkit.pairs.columns import Column, get, need, number, text
 from prefkit.pairs.records import (
     BadRow,
     Completion,
@@ -28,16 +28,16 @@ from prefkit.pairs.records import (
 def pairs(
     row: dict[str, Any],
     *,
-    prompt: str | None = "prompt",
-    chosen: str = "chosen",
-    rejected: str = "rejected",
-    system: str | None = None,
-    chosen_score: str | None = None,
-    rejected_score: str | None = None,
-    chosen_model: str | None = None,
-    rejected_model: str | None = None,
+    prompt: Column | None = "prompt",
+    chosen: Column = "chosen",
+    rejected: Column = "rejected",
+    system: Column | None = None,
+    chosen_score: Column | None = None,
+    rejected_score: Column | None = None,
+    chosen_model: Column | None = None,
+    rejected_model: Column | None = None,
     source: str = "pairs",
-    source_column: str | None = None,
+    source_column: Column | None = None,
 ) -> Iterator[Rated]:
     """Rows of prompt, chosen and rejected under column names of your choice; a dot steps into a nested column."""
     if bool(chosen_score) != bool(rejected_score):

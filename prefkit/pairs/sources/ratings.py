@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prefkit.pairs import scores
-from prefkit.pairs.columns import get, need, number, text
+from prefkit.pairs.columns import AnswerColumn, Column, get, need, number, text
 from prefkit.pairs.records import BadRow, Completion, Rated, messages, with_system
 from prefkit.pairs.scores import How, Score
 
@@ -26,18 +26,18 @@ from prefkit.pairs.scores import How, Score
 def ratings(
     row: dict[str, Any],
     *,
-    prompt: str = "prompt",
-    response: str = "response",
-    score: str = "score",
-    model: str | None = None,
-    system: str | None = None,
-    completions: str | None = None,
-    aspects: dict[str, str] | None = None,
+    prompt: Column = "prompt",
+    response: AnswerColumn = "response",
+    score: AnswerColumn = "score",
+    model: AnswerColumn | None = None,
+    system: Column | None = None,
+    completions: Column | None = None,
+    aspects: dict[str, AnswerColumn] | None = None,
     aggregate: How | None = None,
     higher_is_better: bool = True,
     absolute: bool = True,
     source: str = "ratings",
-    source_column: str | None = None,
+    source_column: Column | None = None,
 ) -> Iterator[Rated]:
     """Rows of prompt, response and score, or of lists of them, under column names of your choice.
 

@@ -12,20 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prefkit.pairs.columns import get, label_of, need, text
+from prefkit.pairs.columns import Column, get, label_of, need, text
 from prefkit.pairs.records import BadRow, Completion, Rated, final_answer, messages, with_system, without_prompt
 
 
 def unpaired(
     row: dict[str, Any],
     *,
-    prompt: str = "prompt",
-    completion: str = "completion",
-    label: str = "label",
-    system: str | None = None,
-    model: str | None = None,
+    prompt: Column = "prompt",
+    completion: Column = "completion",
+    label: Column = "label",
+    system: Column | None = None,
+    model: Column | None = None,
     source: str = "unpaired",
-    source_column: str | None = None,
+    source_column: Column | None = None,
 ) -> Iterator[Rated]:
     """Rows of prompt, completion and label (good or bad) under column names of your choice, as for KTO."""
     turns = messages(need(row, completion), field=completion, text_role="assistant")
