@@ -13,8 +13,9 @@ from __future__ import annotations
 import fcntl
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -220,6 +221,14 @@ def _phase(
         alarms=[alarm for alarm in alarms if alarm["phase"] == name],
         samples=[sample for sample in samples if sample["phase"] == name],
     )
+
+
+def changes(ran_with: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    """From which step on a phase ran with another value of an option, and which: read off `ran_with` of begun.json."""
+    for before, now in pairwise(ran_with):
+        for name, value in now.items():
+            if name != "from_step" and before[name] != value:
+                yield now["from_step"], f"{name} = {json.dumps(value)} (before: {json.dumps(before[name])})"
 
 
 def is_training(folder: Path) -> bool:

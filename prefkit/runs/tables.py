@@ -14,7 +14,7 @@ from prefkit.page.html import Html, join, tag
 from prefkit.runs.curves import order
 from prefkit.runs.findings import duration, measured
 from prefkit.runs.groups import Group, differences, flat
-from prefkit.runs.record import Phase, Run
+from prefkit.runs.record import Phase, Run, changes
 
 EVALUATED = {
     "loss": "loss",
@@ -192,7 +192,7 @@ def _cut(text: str) -> str:
 
 def options(groups: Sequence[Group], runs: Sequence[Run]) -> Html:
     """Where the runs' options differ; and all options of each phase."""
-    parts: list[Html | None] = []
+    parts: list[Html | None] = list(_changed(groups, runs))
     begun = [run for run in runs if run.record]
     sets = [("model", [flat(run.record["options"]["model"]) for run in begun], [run.label for run in begun])]
     for group in groups:
@@ -209,6 +209,15 @@ def options(groups: Sequence[Group], runs: Sequence[Run]) -> Html:
         heads = names if len(runs) > 1 else ["value"]
         parts.append(tag("details", tag("summary", f"All options of {title}"), table(["option", *heads], rows, title)))
     return join(*parts)
+
+
+def _changed(groups: Sequence[Group], runs: Sequence[Run]) -> Iterator[Html]:
+    """What phases were resumed with that decides their cost alone; the tables have what they ended with."""
+    for group in groups:
+        for run, phase in group.members:
+            name = runs[run].named(phase) if len(runs) > 1 else phase.name
+            for step, text in changes((phase.begun or {}).get("ran_with", [])):
+                yield tag("p", f"{name}: {text} from step {step:,} on, which changes memory and time alone.")
 
 
 def _shown(value: Any) -> str:

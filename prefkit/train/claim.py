@@ -1,8 +1,10 @@
 """Whose folder RUN is: one run's alone, and one process's at a time.
 
 `run.json` says which run it is: its checked options and its data set. It is written before anything else; a second
-start on the folder is refused, and `--resume` compares. A run that fails before its first line of metrics, for
-whatever reason, gives the folder back, so that a wrong model name or an early Ctrl-C does not cost the user the name.
+start on the folder is refused, and `--resume` compares. Options that decide the cost of a run alone (`options.COSTS`)
+may be others than before, so that who ran out of memory need not begin anew; they are written then, and which steps ran
+with which is in `begun.json`. A run that fails before its first line of metrics, for whatever reason, gives the folder
+back, so that a wrong model name or an early Ctrl-C does not cost the user the name.
 `.lock` is held while a process trains there; the kernel lets it go however the process ends.
 """
 
@@ -19,7 +21,7 @@ from typing import Any
 from prefkit.errors import UsageError
 from prefkit.manifest import Manifest, write_text_atomically
 from prefkit.train import alarms, metrics, samples
-from prefkit.train.options import TrainOptions
+from prefkit.train.options import COSTS, TrainOptions
 from prefkit.train.sinks import SINKS
 
 RECORD = "run.json"
@@ -36,6 +38,7 @@ def claimed(
     A failure within, before there is a line of metrics, undoes what this call made; a claim of before stays.
     """
     table = {"options": options.table(), "data_hash": manifest.data_hash, "max_steps": max_steps}
+    table = json.loads(json.dumps(table))  # as it is read back: lists for tuples
     _check_free(out, resume=resume)
     made = [path for path in (out, *out.parents) if not path.exists()]
     out.mkdir(parents=True, exist_ok=True)
@@ -43,10 +46,8 @@ def claimed(
         record = out / RECORD
         new = not record.exists()
         try:
-            if new:
+            if new or _checked(out, table, resume=resume) != table:
                 write_text_atomically(record, json.dumps(table, indent=1) + "\n")
-            else:
-                _check_same(out, table, resume=resume)
             yield
         except BaseException:
             if new and not has_metrics(out):
@@ -86,23 +87,34 @@ def _only_process(out: Path) -> Iterator[None]:
 def _check_free(out: Path, *, resume: bool) -> None:
     """UsageError unless a run may start in RUN, or go on there."""
     if (out / RECORD).exists():
-        return  # `_check_same` says more, once the lock is held
+        return  # `_checked` says more, once the lock is held
     if resume:
         raise UsageError(f"{out}: nothing to resume, since it holds no run. Start one without --resume.")
     if out.exists() and (not out.is_dir() or any(path.name not in NOT_A_RUN for path in out.iterdir())):
         raise UsageError(f"{out} is not empty and holds no run of prefkit. Choose another --out.")
 
 
-def _check_same(out: Path, table: dict[str, Any], *, resume: bool) -> None:
-    """UsageError unless the run in RUN is to be resumed, and with the options that it was started with."""
+def _checked(out: Path, table: dict[str, Any], *, resume: bool) -> Any:
+    """The record of the run in RUN; UsageError unless it shall go on, with the options that its result depends on."""
     if not resume:
         raise UsageError(f"{out} already holds a run. Go on with --resume, or choose another --out.")
     try:
         before = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{out / RECORD}: damaged, so the run cannot be resumed. Choose another --out.") from error
-    for key, old, new in differences(before, json.loads(json.dumps(table))):
-        raise UsageError(f"{out}: cannot resume, {key} was {old!r} and is now {new!r}. Choose another --out.")
+    found = differences(before, table)
+    changed = [f"{key} was {old!r} and is now {new!r}" for key, old, new in found if not _is_cost(key)]
+    if changed:
+        raise UsageError(
+            f"{out}: cannot resume, {'; '.join(changed)}: the result depends on it. Set it back, or choose another "
+            f"--out. What may change is what decides memory and time alone: {', '.join(COSTS)}."
+        )
+    return before
+
+
+def _is_cost(key: str) -> bool:
+    """Whether it is an option of a phase that the result does not depend on."""
+    return key.startswith("options.train.") and key.rpartition(".")[2] in COSTS
 
 
 def _unclaim(out: Path, phases: list[str], made: list[Path]) -> None:

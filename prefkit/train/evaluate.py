@@ -121,7 +121,8 @@ def evaluate(
             cache=chat.cache_folder(folder, cache, Path(scratch)),
             progress=progress or Silent(),
         )
-        with policy.limits_named("evaluate", f"Lower --max-tokens, which is {max_tokens:,}, or take --dtype bfloat16."):
+        mend = f"Lower --max-tokens, which is {max_tokens:,}, or take --dtype bfloat16."
+        with policy.limits_named("evaluate", lambda: mend):
             one = measured(model, asked)
             other = None if against is None else measured(against, asked)
     common = {

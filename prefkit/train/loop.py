@@ -162,6 +162,7 @@ def save(loop: Loop, done: int, tokens: int, state: Mapping[str, Any]) -> None:
         "metrics_bytes": loop.log.length(),
         "memory": remembered(loop),
         "made_from": state["made_from"],
+        "ran_with": state["ran_with"],
     }
     if loop.slices is not None:
         kept["slices"] = parallel.summed(torch.from_numpy(loop.slices.sums.copy())).tolist()
@@ -269,7 +270,7 @@ def check_weights(loop: Loop, done: int) -> None:
     if not all(parallel.gathered(mine)):
         raise TrainError(
             f"{loop.phase.name}: step {done} made weights that are not finite. Begin anew with a lower learning_rate, "
-            "in another --out: a run goes on with its own options alone."
+            "in another --out: it changes the result, so this run cannot go on with it."
         )
 
 
@@ -294,7 +295,7 @@ def not_finite(loop: Loop, step: Step, results: list[BinLoss], at: int) -> Train
     return TrainError(
         f"{loop.phase.name}: {what} of step {at + 1} is not finite; the weights are as before it. "
         f"Pairs: {shown}; the whole batch stands in {path}. Begin anew with a lower "
-        f"learning_rate{rounded} in another --out: a run goes on with its own options alone."
+        f"learning_rate{rounded} in another --out: it changes the result, so this run cannot go on with it."
     )
 
 

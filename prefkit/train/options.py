@@ -102,6 +102,19 @@ class Phase:
         return min(self.max_tokens, self.max_length or self.max_tokens)
 
 
+# Options that decide the memory, disk and time that a phase takes, and nothing of its result but the order in which
+# floating-point numbers are added: a run may be resumed with others. Where LoRA's dropout or a router loss make one of
+# them count, `prefkit.train.standing` refuses that.
+COSTS = (
+    "max_tokens",
+    "activation_checkpointing",
+    "cpu_offload",
+    "compile",
+    "attention",
+    "reference",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 # Options that have an effect on one kind of objective only, and are refused elsewhere.
 SFT_ONLY = ("column",)
 PREFERENCE_ONLY = (

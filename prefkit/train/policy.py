@@ -19,7 +19,7 @@ import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -204,12 +204,12 @@ def frozen_copy(policy: Policy) -> Policy:
 
 
 @contextlib.contextmanager
-def limits_named(what: str, mend: str) -> Iterator[None]:
+def limits_named(what: str, mend: Callable[[], str]) -> Iterator[None]:
     """A device without enough memory, and a compiler that fails, are one sentence each: TrainError, with the mend."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainError(f"{what}: the device has not enough memory. {mend} ({one_line(error)})") from error
+        raise TrainError(f"{what}: the device has not enough memory. {mend()} ({one_line(error)})") from error
     except TorchDynamoException as error:
         raise TrainError(f"{what}: torch cannot compile the layers. Leave compile out. ({one_line(error)})") from error
 

@@ -21,6 +21,7 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ from prefkit.train import optimizer as optimizers
 from prefkit.train.adapters import Lora
 from prefkit.train.alarms import Alarms
 from prefkit.train.arriving import supplied
-from prefkit.train.claim import claimed
+from prefkit.train.claim import claimed, has_metrics
 from prefkit.train.job import Job
 from prefkit.train.loop import Loop, Tested, recalled, run_steps
 from prefkit.train.metrics import Progress, Silent
@@ -123,16 +124,26 @@ def run_phases(job: Job) -> dict[str, Any]:
         if finished[number]:
             standing.check_unchanged(job, name, standing.read_report(file)["made_from"], standing.vocabulary(job))
             continue
-        with policy.limits_named(name, memory_mend(options.phases[number])):
+        with policy.limits_named(name, partial(memory_mend, job, options.phases[number])):
             run_phase(job, number)
     return {name: standing.read_report(file) for name, file in reports.items()}
 
 
-def memory_mend(phase: Phase) -> str:
-    """What to do where a phase does not fit the device."""
+def memory_mend(job: Job, phase: Phase) -> str:
+    """What to do where a phase does not fit the device: what it may go on with, and what makes it another run."""
+    savers = {
+        f"max_tokens below {phase.max_tokens:,}": True,
+        'activation_checkpointing = "full"': phase.activation_checkpointing != "full",
+        "cpu_offload = true": phase.lora is None and not phase.cpu_offload,
+        'reference = "cached"': phase.reference == "live" and phase.reference_sync is None and not phase.stream,
+    }
+    changers = {'dtype = "bfloat16"': phase.dtype == "float32", "lora": phase.lora is None}
+    may, must = ([name for name, helps in names.items() if helps] for names in (savers, changers))
+    anew = f" {' and '.join(must)} save more, and change the result: with these, choose another --out." if must else ""
+    how = "go on with --resume" if has_metrics(job.out) else "start it again"
     return (
-        f"Begin anew with a lower max_tokens than {phase.max_tokens:,}, activation_checkpointing, bfloat16 or lora "
-        "(--dry-run estimates what each takes), in another --out: a run goes on with its own options alone."
+        f"In [[train]] {phase.name}, set {' or '.join(may)}, which decide memory and time alone, and {how}.{anew} "
+        "--dry-run estimates what each takes."
     )
 
 
@@ -155,7 +166,7 @@ def run_phase(job: Job, number: int) -> None:
     tested = None if test_set is None else Tested.of(objective, test_set.whole)
     objective = objective.on(train_set.examples, "train")
     ready = learner.ready(job, phase, start)
-    made_from = standing.made_from(job, start, train_set, test_set)
+    made_from = standing.made_from(job, phase, start, train_set, test_set)
     state = standing.of(job, number, made_from)
     # All that can be found wrong was looked at before this, since the reference takes long.
     torch.manual_seed(phase.seed)
@@ -165,8 +176,8 @@ def run_phase(job: Job, number: int) -> None:
     optimizer = optimizers.make(now, phase.optimizer, weight_decay=phase.weight_decay, betas=phase.betas, eps=phase.eps)
     if state["step"]:
         checkpoint.restore(job.out / phase.name / "checkpoints", now, optimizer, moving)
-        job.progress.note(f"{phase.name} goes on after step {state['step']} of {steps}.")
-    standing.write_begun(job, phase.name, steps, made_from, now.device)
+        job.progress.note(standing.goes_on(phase, state, steps))
+    standing.write_begun(job, phase.name, steps, state, now.device)
     loop = Loop(
         job=job,
         phase=phase,

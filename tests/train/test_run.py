@@ -302,7 +302,7 @@ def test_a_device_without_enough_memory_is_one_sentence(data, tmp_path, monkeypa
     monkeypatch.setattr(policy.Policy, "sequence_logps", too_much)
     with pytest.raises(TrainError) as caught:
         trained(data, tmp_path / "r", {**DPO, "max_tokens": 4096})
-    assert "dpo: the device has not enough memory. Begin anew with a lower max_tokens than 4,096" in str(caught.value)
+    assert "dpo: the device has not enough memory. In [[train]] dpo, set max_tokens below 4,096 or" in str(caught.value)
     assert str(caught.value).endswith(
         "(OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 0.5 GiB free.)"
     )
