@@ -39,6 +39,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from pydantic import Field
 
 from prefkit import urls
@@ -46,6 +47,7 @@ from prefkit.errors import DataError, UsageError
 from prefkit.pairs import inputs, minhash
 from prefkit.pairs.inputs import RawFile, RawRow
 from prefkit.pairs.records import BadRow, messages
+from prefkit.pairs.redact import KINDS, replace
 from prefkit.pairs.text import canonical
 from prefkit.pairs.words import I32, SHINGLE, U8, Words, kinds_of_characters, words_of
 
@@ -194,7 +196,8 @@ class Match(NamedTuple):
     """The evaluation item that a prompt overlaps with most, and how.
 
     `share` is the share of the item's words that lie in shared n-grams, or that of its 5-grams that the prompt holds.
-    `shared` is what the prompt shares first: its words from the begin to the end of an n-gram.
+    `shared` is what the prompt shares first: its words from the begin to the end of an n-gram, without personal data;
+    nothing where such data goes on beyond them.
     """
 
     reason: str  # one of REASONS
@@ -223,7 +226,7 @@ class Index:
         for prompt in np.flatnonzero(covered | contained).tolist():
             item, holder, last = where[prompt].tolist()
             if found[prompt] is None and covered[prompt]:
-                shared = words.text(last - self._ngram(item) + 1, last)
+                shared = _quoted(words.text(last - self._ngram(item) + 1, last), texts[prompt])
                 found[prompt] = Match("ngram_overlap", item, float(shares[prompt, 0]), shared)
             elif found[prompt] is None:
                 found[prompt] = Match("containment", holder, float(shares[prompt, 1]))
@@ -250,7 +253,15 @@ class Index:
             return f"{place}: the same text"
         if match.reason == "containment":
             return f"{place}: {match.share:.0%} of its {SHINGLE}-grams"
-        return f'{place}: {match.share:.0%} of its words in {self._ngram(match.item)}-grams, first "{match.shared}"'
+        first = f', first "{match.shared}"' if match.shared else ""
+        return f"{place}: {match.share:.0%} of its words in {self._ngram(match.item)}-grams{first}"
+
+
+def _quoted(part: str, text: str) -> str:
+    """A part of a text without personal data, as rules quote it. Where its ends cut through such data, what is left of
+    this would not show what it is, so nothing is quoted."""
+    clean, *pieces = replace(pl.Series([text, *text.partition(part)]), KINDS)
+    return pieces[1] if clean == "".join(pieces) else ""
 
 
 @minhash.compiled

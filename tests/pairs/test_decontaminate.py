@@ -140,6 +140,30 @@ def test_the_three_reasons_and_what_they_say(tmp_path: Path) -> None:
     assert match(index, "Which planet has the most moons?") is None
 
 
+@pytest.mark.parametrize(
+    ("asked", "quoted"),
+    [
+        ("write to jane.doe@mail.org about it", "write to [EMAIL] about it"),
+        ("write to \uff4aane\uff20mail.org about it", "write to [EMAIL] about it"),  # an address once it is canonical
+        ("call me at +49 30 901820 today", "call me at [PHONE] today"),
+        ("ping 8.8.4.4 for me now, please", "ping [IP] for me now, please"),
+    ],
+)
+def test_what_is_quoted_holds_no_personal_data(tmp_path: Path, asked: str, quoted: str) -> None:
+    index = build(tmp_path, [f"{asked} and say that you like the planet with the moons"], containment=False)
+    found = match(index, f"Hello there! {asked} and say that you like the planet with the rings")
+    assert found is not None and found.reason == "ngram_overlap"
+    assert f'in 13-grams, first "{quoted} and say' in index.describe(found)
+
+
+def test_personal_data_that_goes_on_beyond_the_n_gram_is_not_quoted_in_part(tmp_path: Path) -> None:
+    item = "30 901820 is the number of the planet with the most moons that we know of today"
+    index = build(tmp_path, [item], containment=False)
+    found = match(index, f"+49 {item} and why is that so")
+    assert found is not None and found.reason == "ngram_overlap"
+    assert index.describe(found) == "evaluation.jsonl, row 1: 100% of its words in 13-grams"
+
+
 def test_methods_can_be_switched_off(tmp_path: Path) -> None:
     prompt = QUESTION.replace("has", "had") + " since long ago?"
     by = {ngram: build(tmp_path / str(ngram), [QUESTION], ngram=ngram, containment=0.6) for ngram in (False, 13)}
