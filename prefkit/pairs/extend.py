@@ -136,22 +136,30 @@ def check(before: Before, options: Options, sources: Sequence[Source] = ()) -> N
     for section in ("dedupe", "split", "redact"):
         was, is_now = there[section] or {}, here[section] or {}  # without [build.redact] it is false
         for name in sorted(was.keys() | is_now.keys()):
-            if was.get(name) != is_now.get(name):
-                raise UsageError(
-                    f"[build.{section}] {name}: {is_now.get(name)!r} here, but {was.get(name)!r} in {before.folder}; "
-                    "what is added must be compared and split in the same way."
-                )
+            if was.get(name) == is_now.get(name):
+                continue
+            if was and is_now and name == "patterns_sha256":
+                raise UsageError(_made_otherwise(before, "its personal data was replaced", "has other patterns"))
+            raise UsageError(
+                f"[build.{section}] {name}: {is_now.get(name)!r} here, but {was.get(name)!r} in {before.folder}; "
+                "what is added must be compared and split in the same way."
+            )
     how: dedupe.Dedupe = options.dedupe.function()()
     if fingerprint(how.uniting.sketching) != before.record.sketching:
-        raise UsageError(
-            f"{before.folder}: its sketches were made by prefkit {before.record.versions['prefkit']}, and this version "
-            "makes others; build it again from its raw files."
-        )
+        raise UsageError(_made_otherwise(before, "its sketches were made", "makes others"))
     had = {file.sha256: file.path for file in before.record.inputs}
     for given in sources:
         sha256 = given.index.finish().sha256
         if sha256 in had:
             raise UsageError(f"{given.file.path}: already in {before.folder}, as {had[sha256]}; give new files only.")
+
+
+def _made_otherwise(before: Before, what: str, now: str) -> str:
+    assert before.record
+    return (
+        f"{before.folder}: {what} by prefkit {before.record.versions['prefkit']}, and this version {now}; "
+        "build it again from its raw files."
+    )
 
 
 def fingerprint(how: Sketching) -> str:

@@ -16,7 +16,7 @@ from prefkit import config, schema
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.manifest import Kind, file_sha256
-from prefkit.pairs import decontaminate, exclude, inputs, label, mix, named, read, select, tables
+from prefkit.pairs import decontaminate, exclude, inputs, label, mix, named, read, redact, select, tables
 from prefkit.pairs.exclude import Excluded
 from prefkit.pairs.inputs import RawFile
 from prefkit.pairs.language import SHIPPED, UNDETERMINED, model_path, tags_of
@@ -126,9 +126,12 @@ class Options:
 
 
 def fingerprint(call: Call) -> dict[str, str]:
-    """SHA-256 of what a call depends on outside prefkit: the source of its function, or its language model."""
+    """SHA-256 of what a call depends on besides its options: the source of a function from outside prefkit, a language
+    model, or patterns by which data that is added to another must be compared with it."""
     if call.address == "prefkit.pairs.language:language":
         return {"model_sha256": file_sha256(model_path(call.options["model"]))}
+    if call.address == "prefkit.pairs.redact:redact":
+        return {"patterns_sha256": redact.fingerprint(call.options["kinds"])}
     if not call.is_external:
         return {}
     function = inspect.unwrap(load(call.address))

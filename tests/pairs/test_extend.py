@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from prefkit.cli import main
 from prefkit.config import Pipeline
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest
-from prefkit.pairs import dedupe, extend
+from prefkit.pairs import dedupe, extend, redact
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.verify import verify
 from tests.pairs.kills import states
@@ -306,6 +307,48 @@ def test_what_does_not_fit_is_refused(chain: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(extend, "PROBES", ("as if sketches were others",))
     with pytest.raises(UsageError, match="this version makes others"):
         build(chosen, tmp_path / "o", chain / "b.jsonl", onto=chain / "one")
+
+
+def test_other_patterns_of_personal_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, _ = thirds(tmp_path)
+    chosen = pipeline(tmp_path, "build.redact.kinds=['email']", text=TEXT)
+    build(chosen, tmp_path / "one", a)
+    build(chosen, tmp_path / "two", b, onto=tmp_path / "one")
+    words = "its personal data was replaced by prefkit .*, and this version has other patterns; build it again"
+    with monkeypatch.context() as patched:
+        patched.setitem(redact.PATTERNS, "ip", redact.PATTERNS["ip"]._replace(exact=redact.PATTERNS["phone"].exact))
+        build(chosen, tmp_path / "others", b, onto=tmp_path / "one")  # the kinds that are asked for are the same
+    for changes in (
+        {"exact": re.compile(redact.PATTERNS["email"].exact.pattern + "(?!;)")},
+        {"hint": "@"},
+        {"is_personal": lambda address: not address.startswith("jane")},
+    ):
+        with monkeypatch.context() as patched, pytest.raises(UsageError, match=words):
+            patched.setitem(redact.PATTERNS, "email", redact.PATTERNS["email"]._replace(**changes))
+            build(chosen, tmp_path / "three", b, onto=tmp_path / "one")
+    with pytest.raises(UsageError, match=r"\[build.redact\] kinds: None here, but \['email'\] in"):
+        build(pipeline(tmp_path, text=TEXT), tmp_path / "three", b, onto=tmp_path / "one")
+    record = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    del record["options"]["redact"]["patterns_sha256"]  # by a version that did not record them
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=words):
+        build(chosen, tmp_path / "three", b, onto=tmp_path / "one")
+
+
+@pytest.mark.parametrize("call", ["_is_someones_email", "_is_someones_phone", "_is_public"])
+def test_the_fingerprint_of_patterns_tells_each_last_word_on_a_match(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = redact.fingerprint(redact.KINDS)
+    for answer in (True, False):
+        for kind, pattern in list(redact.PATTERNS.items()):
+            if pattern.is_personal.__name__ == call:
+                with monkeypatch.context() as patched:
+                    patched.setitem(
+                        redact.PATTERNS, kind, pattern._replace(is_personal=lambda _, answer=answer: answer)
+                    )
+                    assert redact.fingerprint(redact.KINDS) != before
+    assert redact.fingerprint(redact.KINDS) == before
 
 
 def test_damaged_and_missing_sketches(chain: Path, tmp_path: Path) -> None:
