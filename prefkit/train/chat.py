@@ -31,7 +31,6 @@ import pyarrow.parquet as pq
 
 from prefkit.errors import DataError, TrainError, did_you_mean
 from prefkit.manifest import Manifest, Shard
-from prefkit.schema import MESSAGES
 from prefkit.train import files, parallel, shards
 from prefkit.train.beside import with_mismatched, with_public
 from prefkit.train.length import Given, Limit, Policy, fit
@@ -66,6 +65,13 @@ class Tokenising:
     @property
     def limit(self) -> Limit:
         return Limit(self.max_length, self.max_length_policy)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The columns that are learned from."""
+        if self.column is not None:
+            return (self.column,)
+        return ("completion",) if self.labels else ("chosen", "rejected")
 
 
 def cache_folder(data: Path, cache: Path | None, otherwise: Path) -> Path:
@@ -172,12 +178,11 @@ def batches_of_prompts(source: Path, how: Tokenising) -> Iterator[list[list[tupl
     """Rows of a shard with their numbers, grouped by prompt, some hundreds of prompts at a time."""
     file = pq.ParquetFile(source)
     schema = file.schema_arrow
-    answers = [how.column] if how.column else ["completion"] if how.labels else ["chosen", "rejected"]
-    for column in answers:
-        if column not in schema.names or schema.field(column).type != MESSAGES:
-            known = [field.name for field in schema if field.type == MESSAGES]
+    known = shards.columns_of_messages(schema)
+    for column in how.answers:
+        if column not in known:
             raise TrainError(f'{source}: no message column "{column}".{did_you_mean(column, known)}')
-    columns = [name for name in ("prompt", *answers, "prompt_id", *Example._fields) if name in schema.names]
+    columns = [name for name in ("prompt", *how.answers, "prompt_id", *Example._fields) if name in schema.names]
     rows = (row for batch in file.iter_batches(ROWS_A_BATCH, columns=columns) for row in batch.to_pylist())
     groups = (
         list(group)

@@ -57,6 +57,7 @@ from prefkit.train.logps import CHUNK_LOGITS
 from prefkit.train.objective import Preference, of_phase, tokenising
 from prefkit.train.options import Phase, TrainOptions
 from prefkit.train.policy import Policy
+from prefkit.train.splits import check_columns
 
 TFLOPS = 400.0  # 10^12 FLOP/s that an H100 really reaches, at 40 % of its peak
 PROBE = 64  # tokens
@@ -95,10 +96,11 @@ def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflo
     Where model or tokenizer are out of reach, `estimate` says why there is none. Wrong options are errors as in
     training.
     """
-    manifest = shards.manifest_of(data)
+    manifest = shards.to_learn_from(data)
     planned = outline(options, manifest, max_steps=max_steps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, Path(scratch))
+        check_columns(options, folder, manifest)
         try:
             words = tokenizer.of_run(options, folder, manifest, Path(scratch))
             for phase, losses, entry in zip(options.phases, options.losses, planned, strict=True):

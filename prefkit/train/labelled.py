@@ -42,11 +42,11 @@ def check(options: TrainOptions, kind: Kind) -> None:
     """UsageError for a phase that the answers of a data set of labels cannot train."""
     for phase, losses in zip(options.phases, options.losses, strict=True):
         if kind == "labels" and losses:
-            _check_phase(phase, losses)
+            _check_phase(phase, losses, f"{options.path}: [[train]] {phase.name}")
 
 
-def _check_phase(phase: Phase, losses: Sequence[Weighted]) -> None:
-    where = f"[[train]] {phase.name}: the data set holds labels, not pairs, so"
+def _check_phase(phase: Phase, losses: Sequence[Weighted], where: str) -> None:
+    where += ": the data set holds labels, not pairs, so"
     for name in OF_PAIRS:
         if getattr(phase, name):
             raise UsageError(f"{where} {name} has no effect.")

@@ -146,7 +146,12 @@ class TrainOptions:
     model: Model
     phases: list[Phase]
     losses: list[list[Weighted]]
-    folder: Path  # where relative paths start
+    path: Path  # of the pipeline file
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths start."""
+        return self.path.parent
 
     def located(self, name: str) -> str:
         """A path as the pipeline file means it, relative to the file, if there is one; else the name as it is."""
@@ -194,7 +199,7 @@ def check(pipeline: Pipeline, *, model: str | None = None) -> TrainOptions:
         if names.count(name) > 1:
             raise UsageError(f'{where}: two [[train]] phases are named "{name}". Give each its own name.')
     _check_bases(checked, [phase for phase, _ in pairs], where)
-    return TrainOptions(checked, [phase for phase, _ in pairs], [loss for _, loss in pairs], pipeline.folder)
+    return TrainOptions(checked, [phase for phase, _ in pairs], [loss for _, loss in pairs], pipeline.path)
 
 
 def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weighted]]:

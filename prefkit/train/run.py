@@ -29,7 +29,7 @@ import torch
 
 from prefkit import __version__, runs, urls
 from prefkit.config import Pipeline, load_pipeline
-from prefkit.errors import DataError, TrainError
+from prefkit.errors import TrainError
 from prefkit.manifest import write_text_atomically
 from prefkit.train import (
     adapters,
@@ -60,7 +60,7 @@ from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import of_phase
 from prefkit.train.options import Phase, check
 from prefkit.train.samples import SampleOptions, Samples
-from prefkit.train.splits import make_plan, open_splits
+from prefkit.train.splits import check_columns, make_plan, open_splits
 from prefkit.train.terms import Weighted
 
 __all__ = ["check", "train"]
@@ -89,9 +89,7 @@ def train(
     pipeline, data, out = load_pipeline(pipeline), urls.place(data), Path(out)
     sinks.need(log_to)
     options = check(pipeline, model=model)
-    manifest = shards.manifest_of(data)
-    if not manifest.rows("train"):
-        raise DataError(f"{data}: the train split has no rows, so there is nothing to learn from.")
+    manifest = shards.to_learn_from(data)
     labelled.check(options, manifest.kind)
     progress = (progress if parallel.is_first() else None) or Silent()
     policy.quiet_transformers()
@@ -103,6 +101,7 @@ def train(
             writers = of_first.enter_context(sinks.opened(log_to, out, options.table(), progress.note))
         parallel.alike({"the options": options.table(), "the data set": manifest.data_hash, "max_steps": max_steps})
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or out / "cache", shard_cache)
+        check_columns(options, folder, manifest)
         with parallel.first_before_others():
             words = tokenizer.of_run(options, folder, manifest, out)
         kept = Path(parallel.of_first(str(chat.cache_folder(folder, cache, out / "cache"))))

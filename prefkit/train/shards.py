@@ -22,9 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
+
 from prefkit import manifest, urls
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest, Shard, file_sha256, write_text_atomically
+from prefkit.schema import MESSAGES
 from prefkit.train import files, parallel
 
 SOURCE = "source.json"
@@ -51,6 +54,19 @@ def manifest_of(data: Path | str) -> Manifest:
         return manifest.parse(urls.steady(name, lambda fs: bytes(fs.cat_file(name))), urls.shown(name))
     except urls.NotFound:
         raise DataError(f"{urls.shown(name)}: not found, so there is no finished data set.") from None
+
+
+def to_learn_from(data: Path | str) -> Manifest:
+    """`manifest_of` a data set whose train split has rows; DataError if it has none."""
+    found = manifest_of(data)
+    if not found.rows("train"):
+        raise DataError(f"{data}: the train split has no rows, so there is nothing to learn from.")
+    return found
+
+
+def columns_of_messages(schema: pa.Schema) -> list[str]:
+    """The columns of a shard that hold a conversation, or a part of one."""
+    return [field.name for field in schema if field.type == MESSAGES]
 
 
 def mirror(url: str, record: Manifest, folder: Path, gigabytes: float = KEPT_GIGABYTES) -> Path:

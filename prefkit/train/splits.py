@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from prefkit.errors import TrainError
-from prefkit.train import chat, labelled, policy, sampling
+import pyarrow.parquet as pq
+
+from prefkit.errors import TrainError, UsageError, nearest
+from prefkit.manifest import Manifest
+from prefkit.train import chat, labelled, policy, sampling, shards
 from prefkit.train.arriving import Arriving, Supply, read_index
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.job import Job, SplitData
-from prefkit.train.objective import Preference, Supervised, tokenising
-from prefkit.train.options import Phase
+from prefkit.train.objective import Preference, Supervised, of_phase, tokenising
+from prefkit.train.options import Phase, TrainOptions
 from prefkit.train.stream import Plan
 from prefkit.train.terms import Weighted
+
+
+def check_columns(options: TrainOptions, data: Path, manifest: Manifest) -> None:
+    """UsageError for a phase that learns from a column of messages which the data set lacks, before any phase begins.
+
+    Read off one shard, of which no more than its end is fetched.
+    """
+    shard = next(shard for shard in manifest.of_split("train") if shard.rows)
+    with shards.opened(data, shard) as file:
+        there = shards.columns_of_messages(pq.ParquetFile(file).schema_arrow)
+    known = f"the data set's columns of messages are {', '.join(there)}"
+    for phase, losses in zip(options.phases, options.losses, strict=True):
+        where = f"{options.path}: [[train]] {phase.name}"
+        asked = tokenising(phase, of_phase(phase, losses), manifest.kind).answers
+        if not losses and phase.column not in there:
+            raise UsageError(f'{where}: there is no column = "{phase.column}"; {known}.{nearest(phase.column, there)}')
+        if not {*asked} <= {*there}:
+            raise UsageError(
+                f"{where}: it learns from {' and '.join(asked)}, and {known}. Take a data set that build-pairs wrote, "
+                'or objective = "sft".'
+            )
 
 
 def open_splits(

@@ -23,7 +23,6 @@ from transformers.utils import has_file
 from prefkit import resolve
 from prefkit.errors import TrainError, did_you_mean, one_line
 from prefkit.manifest import Manifest
-from prefkit.schema import MESSAGES
 from prefkit.train import shards
 from prefkit.train.adapters import base_of
 from prefkit.train.files import whole_folder
@@ -131,8 +130,7 @@ def _contents(data: Path, manifest: Manifest, rows: int) -> Iterator[list[str]]:
     """Texts of all message columns of the train split."""
     for shard in manifest.of_split("train"):
         file = pq.ParquetFile(shards.local(data, shard))
-        columns = [field.name for field in file.schema_arrow if field.type == MESSAGES]
-        for batch in file.iter_batches(1024, columns=columns):
+        for batch in file.iter_batches(1024, columns=shards.columns_of_messages(file.schema_arrow)):
             if rows <= 0:
                 return
             for column in batch.slice(0, rows).columns:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from prefkit import manifest
-from prefkit.errors import TrainError, UsageError
+from prefkit.adopt import adopt
+from prefkit.errors import DataError, TrainError, UsageError
 from prefkit.resolve import functions_of
 from prefkit.train import estimate, loop, metrics, policy, run
 from prefkit.train import losses as of_losses
@@ -24,7 +25,7 @@ from prefkit.train import reference as of_reference
 from prefkit.train.loop import learning_rate
 from prefkit.train.metrics import TIMING, Silent
 from prefkit.train.options import Phase
-from tests.train.datasets_for_tests import TINY, pair, pipeline, toy_pairs, write_data_set
+from tests.train.datasets_for_tests import TINY, pair, pipeline, toy_labels, toy_pairs, write_data_set
 from tests.train.test_campaign import ended, forked
 
 DPO = {"name": "dpo", "objective": "sigmoid", "learning_rate": 1e-3, "pairs_per_step": 6}
@@ -432,12 +433,63 @@ def test_what_a_later_phase_lacks_is_found_before_the_first_one(data, tmp_path, 
         ({"lora": {"quantize": "nf4"}}, "needs a CUDA device"),
         ({"attention": "varlen"}, "cannot be had"),
         ({"samples": {"prompts": 2}}, "no test split to take prompts from"),
+        ({"objective": "sft", "column": "chosn"}, r'test\.toml: \[\[train\]\] dpo: there is no column = "chosn"'),
     ):
         if "CUDA" in words and torch.cuda.is_available():
             continue
         with pytest.raises((TrainError, UsageError), match=words):
             run.train(pipeline(data, SFT, {**DPO, **later}), data=tmp_path / "plain", out=tmp_path / "r")
         assert not (tmp_path / "r").exists()
+
+
+def training_and_dry_run(table, data, out):
+    """Both of what shall refuse the same."""
+    return (
+        lambda: run.train(table, data=data, out=out),
+        lambda: estimate.plan(run.check(table), data, max_steps=None, tflops=1.0),
+    )
+
+
+def test_a_column_that_a_phase_lacks_is_found_before_any_begins(data, tmp_path):
+    """Of pairs, of labels and of conversations; by a dry run too, and before a tokenizer is trained."""
+    write_data_set(tmp_path / "labels", toy_labels(6), kind="labels")
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    adopt([tmp_path / "talks.jsonl"], tmp_path / "talks")
+    later = {"name": "second", "objective": "sft"}
+    for of, phases, words in (
+        (
+            data,
+            [SFT, {**later, "column": "chosn"}],
+            'column = "chosn"; the data set\'s columns of messages are prompt, '
+            'chosen, rejected. Did you mean "chosen"?',
+        ),
+        (data, [SFT, {**later, "column": "source"}], 'column = "source"; the data set\'s columns of messages are'),
+        (
+            tmp_path / "labels",
+            [{**SFT, "column": "completion"}, later],
+            'column = "chosen"; the data set\'s columns of messages are prompt, completion.',
+        ),
+        (
+            tmp_path / "talks",
+            [{**SFT, "column": "messages"}, {**DPO, "name": "second"}],
+            "it learns from chosen and "
+            "rejected, and the data set's columns of messages are messages, prompt. Take a data set that build-pairs",
+        ),
+    ):
+        for attempt in training_and_dry_run(pipeline(data, *phases), of, tmp_path / "r"):
+            with pytest.raises(UsageError) as refused:
+                attempt()
+            assert str(refused.value).startswith(f"{data / 'test.toml'}: [[train]] second: ")
+            assert words in str(refused.value)
+        assert not (tmp_path / "r").exists()
+
+
+def test_an_empty_train_split_is_one_sentence(tmp_path):
+    write_data_set(tmp_path / "d", [], toy_pairs(3))
+    for attempt in training_and_dry_run(pipeline(tmp_path, DPO), tmp_path / "d", tmp_path / "r"):
+        with pytest.raises(DataError, match="the train split has no rows"):
+            attempt()
 
 
 def test_changed_chat_template_or_tokenizer_is_refused_on_resume(data, tmp_path):
