@@ -27,7 +27,7 @@ from torch import Tensor
 from prefkit.errors import TrainError
 from prefkit.manifest import write_text_atomically
 from prefkit.schema import IDS
-from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, slices, whole_step
+from prefkit.train import checkpoint, evaluate, metrics, parallel, reference, shards, slices, two_pass
 from prefkit.train.alarms import Alarms
 from prefkit.train.examples import Examples
 from prefkit.train.job import Job, SplitData
@@ -203,7 +203,7 @@ def train_step(loop: Loop, step: Step, at: int) -> dict[str, float]:
     """
     loop.optimizer.zero_grad(set_to_none=True)
     if isinstance(loop.objective, Preference) and loop.objective.whole_step:
-        results = [whole_step.backward(loop.objective, loop.policy, loop.reference, step, loop.memory)]
+        results = [two_pass.backward(loop.objective, loop.policy, loop.reference, step, loop.memory)]
     else:
         results = [backward(loop, bin.to(loop.policy.device), step) for bin in step.bins]
     parameters = list(loop.policy.trained().values())

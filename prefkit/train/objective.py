@@ -2,7 +2,7 @@
 
 The loss of a step is a mean over all its pairs, or over all its completion tokens in supervised fine-tuning. Each
 bin's part is divided by the step's total, not by the bin's, so the gradients of the bins add up to exactly that mean,
-however the step was packed. A loss that looks at the whole step is given all its bins as one (`whole_step.py`).
+however the step was packed. A loss that looks at the whole step is given all its bins as one (`two_pass.py`).
 
 Shape suffixes: Q sequences of a bin, P pairs of a bin.
 """

@@ -11,7 +11,7 @@ import torch
 
 from prefkit.errors import DataError, TrainError, UsageError
 from prefkit.resolve import Call, functions_of
-from prefkit.train import chat, labelled, metrics, policy, run, tokenizer, whole_step
+from prefkit.train import chat, labelled, metrics, policy, run, tokenizer, two_pass
 from prefkit.train import losses as of_losses
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
@@ -95,7 +95,7 @@ def test_loss_figures_and_gradients_are_those_of_trl_on_the_same_batch(single, t
     def reference_of(bin):
         return base.sequence_logps(bin)
 
-    result = whole_step.backward(objective, ours, reference_of, step, ())
+    result = two_pass.backward(objective, ours, reference_of, step, ())
     figures = dict(zip(objective.names, result.figures_NP.mean(1).tolist(), strict=True))
     assert log["kl"] > 0  # so the estimate has an effect
     assert result.total.item() == pytest.approx(expected.item(), rel=1e-6)

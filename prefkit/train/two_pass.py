@@ -1,4 +1,4 @@
-"""The gradient of losses that look at the whole step, exact however the step is packed.
+"""The gradient of losses that look at the whole step (`losses/whole_step.py`), exact however the step is packed.
 
 The log-probabilities of all bins come first, without gradient. The loss is a function of them alone; its gradient with
 respect to them is taken once. Then each bin goes through the model again and sends its part of that gradient backward:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prefkit.resolve import Call
-from prefkit.train import metrics, policy, run, whole_step
+from prefkit.train import metrics, policy, run, two_pass
 from prefkit.train.adapters import Lora
 from prefkit.train.fill import pack
 from prefkit.train.metrics import TIMING
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_one_pass_over_all_pairs(terms):
         ready.model.zero_grad()
         step = step_of(trees, max_tokens)
         assert len(step.bins) == {40: 5, 70: 3, 10_000: 1}[max_tokens]
-        result = whole_step.backward(objective, ready, reference_of, step, ())
+        result = two_pass.backward(objective, ready, reference_of, step, ())
         assert result.total.item() == pytest.approx(whole.total.item(), rel=1e-5)
         torch.testing.assert_close(gradient(ready.model), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
         rows_P = torch.cat([bin.pair_rows_P for bin in step.bins])  # figures come as the bins have their pairs
@@ -71,7 +71,7 @@ def test_bins_alone_would_give_another_gradient():
     """Else the test above could not fail."""
     ready, trees = policy.ready(make_model("Llama"), dtype="float32"), trees_of_prompts()
     objective = Preference.of([Weighted(1.0, Call("prefkit.train.losses:aot", {"beta": 1.0}))])
-    whole_step.backward(objective, ready, reference_of, step_of(trees, 40), ())
+    two_pass.backward(objective, ready, reference_of, step_of(trees, 40), ())
     expected = gradient(ready.model)
     ready.model.zero_grad()
     for bin in step_of(trees, 40).bins:
@@ -93,7 +93,7 @@ def test_dropout_of_lora_falls_the_same_way_twice():
         objective = Preference([replace(term, whole_step=whole)])
         torch.manual_seed(7)
         if whole:
-            whole_step.backward(objective, ready, reference_of, step, ())
+            two_pass.backward(objective, ready, reference_of, step, ())
         else:
             for bin in step.bins:
                 objective.of_bin(ready.sequence_logps(bin), reference_of(bin), bin, step).total.backward()
