@@ -102,16 +102,12 @@ def evaluate(
     policy.quiet_transformers()
     with tempfile.TemporaryDirectory() as scratch:
         manifest, folder = opened(data, split, cache, Path(scratch))
-        labels = manifest.kind == "labels"
-        if labels and reference_model is None:
-            raise UsageError(
-                f"{data}: holds labels. What is judged of single answers are rewards: add --reference MODEL."
-            )
+        check_reference(manifest, data, reference_model)
         asked = Asked(
             manifest=manifest,
             folder=folder,
             split=split,
-            how=Tokenising(max_length or None, max_length_policy, column=None, labels=labels),
+            how=Tokenising(max_length or None, max_length_policy, column=None, labels=manifest.kind == "labels"),
             reference_model=reference_model,
             beta=beta,
             max_tokens=max_tokens,
@@ -123,19 +119,12 @@ def evaluate(
         )
         mend = f"Lower --max-tokens, which is {max_tokens:,}, or take --dtype bfloat16."
         with policy.limits_named("evaluate", lambda: mend):
-            one = measured(model, asked)
-            other = None if against is None else measured(against, asked)
-    common = {
-        "reference": None if reference_model is None else str(reference_model),
-        "split": split,
-        "data_hash": manifest.data_hash,
-        "beta": None if reference_model is None else beta,
-    }
-    result = {"model": str(model), **common, **report(one)}
-    if against is not None and other is not None:
-        result["against"] = {"model": str(against), **common, **report(other)}
-        result["differences"] = side_by_side(one, other)
-    return result
+            names = [model] if against is None else [model, against]
+            found = [measured(name, asked) for name in names]
+    reports = [report(name, of, asked) for name, of in zip(names, found, strict=True)]
+    if against is None:
+        return reports[0]
+    return reports[0] | {"against": reports[1], "differences": side_by_side(*found)}
 
 
 def opened(data: Path | str, split: str, cache: Path | None, scratch: Path) -> tuple[Manifest, Path]:
@@ -150,6 +139,12 @@ def opened(data: Path | str, split: str, cache: Path | None, scratch: Path) -> t
     if not manifest.rows(split):
         raise DataError(f'{data}: the split "{split}" has no {manifest.kind}. Splits: {splits(manifest)}.')
     return manifest, folder
+
+
+def check_reference(manifest: Manifest, data: Path | str, reference_model: str | Path | None) -> None:
+    """UsageError where nothing can be said without a reference, and there is none."""
+    if manifest.kind == "labels" and reference_model is None:
+        raise UsageError(f"{data}: holds labels. What is judged of single answers are rewards: add --reference MODEL.")
 
 
 def measured(name: str | Path, asked: Asked) -> Measured:
@@ -190,10 +185,19 @@ def dpo(beta: float) -> Preference:
     return Preference.of([Weighted(1.0, resolve.check("prefkit.train.losses:sigmoid", {"beta": beta}, "evaluate"))])
 
 
-def report(of: Measured) -> dict[str, Any]:
-    """All figures of a model as JSON-able data."""
+def report(model: str | Path, of: Measured, asked: Asked) -> dict[str, Any]:
+    """All figures of a model as JSON-able data, with what it was asked."""
+    reference = asked.reference_model
+    result: dict[str, Any] = {
+        "model": str(model),
+        "reference": None if reference is None else str(reference),
+        "split": asked.split,
+        "data_hash": asked.manifest.data_hash,
+        "beta": None if reference is None else asked.beta,
+        "counts": of.counts,
+    }
     summarise = judged.summary if of.labelled else summary
-    result = {"counts": of.counts, **summarise(of.figures, of.prompts)}
+    result |= summarise(of.figures, of.prompts)
     for name, values in of.labels.items():
         result[f"by_{name}"] = by_slice(summarise, of.figures, of.prompts, values)
     if of.labelled:
