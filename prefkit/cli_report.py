@@ -48,6 +48,8 @@ def _report(given: argparse.Namespace) -> int:
         raise UsageError(
             f"--out {given.out} is a folder. Give the name of a file, such as {given.out / 'report.html'}."
         )
+    if given.out is not None and not given.out.parent.is_dir():
+        raise UsageError(f"--out {given.out}: there is no such folder.")
     data_sets = [folder for folder in given.folders if (folder / "manifest.json").exists()]
     if given.watch:
         return _watch(given, data_sets)

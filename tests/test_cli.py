@@ -144,7 +144,9 @@ def test_no_pairs_left_says_where_they_went(raw: Path, tmp_path: Path, capsys: p
     assert "prefkit init FILE tells which one reads a file" in message
     assert not (tmp_path / "out" / "data").exists()
     (tmp_path / "empty.jsonl").touch()
-    assert "the input is empty" in fails(capsys, 1, *build(tmp_path / "empty.jsonl", tmp_path / "out2"))
+    assert "no pairs, since there are no rows: the input is empty." in fails(
+        capsys, 1, *build(tmp_path / "empty.jsonl", tmp_path / "out2")
+    )
 
 
 def test_a_file_that_is_none_and_a_folder_that_cannot_be(
@@ -155,6 +157,29 @@ def test_a_file_that_is_none_and_a_folder_that_cannot_be(
     (tmp_path / "file").touch()
     assert "is a file" in fails(capsys, 2, *build(raw, tmp_path / "file"))
     assert "file" in fails(capsys, 1, *build(raw, tmp_path / "file" / "deeper"))
+
+
+def test_options_that_contradict_each_other_are_found_before_anything_is_read(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, words in [
+        (["build.dedupe.scope=response", "build.dedupe.action=keep"], "nothing would come of scope"),
+        (["build.dedupe.threshold=0.05", "build.dedupe.permutations=8"], "needs more than 8 permutations"),
+        ([f"build.decontaminate={{paths=['{raw}'], ngram=false, coverage=0.9}}"], "coverage: has no effect"),
+    ]:
+        command = build(raw, tmp_path / "out", *(word for option in options for word in ("--set", option)))
+        assert words in fails(capsys, 2, *command)
+        assert words in fails(capsys, 2, *command, "--dry-run")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_function_that_is_not_written_in_python(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.toml").write_text('[[build.inputs]]\nuse = "os:system"\n')
+    for more in ([], ["--dry-run"]):
+        message = fails(capsys, 2, "build-pairs", tmp_path / "p.toml", raw, "--out", tmp_path / "out", *more)
+        assert '"os:system": not a function that is written in Python' in message
 
 
 def limit_file_size() -> None:

@@ -58,8 +58,14 @@ def need(row: Mapping[str, Any], path: str) -> Any:
     """The value at `path`; BadRow with the columns that there are, where it is absent or null."""
     value = get(row, path)
     if value is None:
-        raise BadRow("missing_column", f'no "{path}"; the row has {", ".join(list(row)[:12]) or "no columns"}')
+        found = f'"{path}" is null' if has(row, path) else f'no "{path}"'
+        raise BadRow("missing_column", f"{found}; the row has {', '.join(map(told, list(row)[:12])) or 'no columns'}")
     return value
+
+
+def told(name: str) -> str:
+    """The name of a column as it may stand in a sentence, in quotes where it begins or ends with white space."""
+    return name if name.strip() == name != "" else f'"{name}"'
 
 
 def text(row: Mapping[str, Any], path: str | None) -> str | None:

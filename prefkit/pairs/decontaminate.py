@@ -51,6 +51,7 @@ from prefkit.pairs.redact import KINDS, replace
 from prefkit.pairs.text import canonical
 from prefkit.pairs.words import I32, SHINGLE, U8, Words, kinds_of_characters, words_of
 
+COVERAGE = 0.5  # of an item's words, where nothing else is said
 NO_LIMIT = 1 << 40  # more words than a text has, and more bytes than a file
 
 
@@ -71,7 +72,7 @@ def decontaminate(
     paths: Annotated[list[str], Field(min_length=1)],
     column: str = "prompt",
     ngram: Annotated[int, Field(ge=SHINGLE, le=100)] | Literal[False] = 13,
-    coverage: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    coverage: Annotated[float, Field(ge=0, le=1)] = COVERAGE,
     containment: Annotated[float, Field(gt=0, le=1)] | Literal[False] = 0.8,
     min_words: Annotated[int, Field(ge=SHINGLE)] = 8,
 ) -> Decontamination:
@@ -81,6 +82,8 @@ def decontaminate(
     dotted for a nested field. `coverage` is the share of the item's words that shared n-grams must cover; 0 asks for
     one n-gram. `ngram` and `containment` are switched off by false.
     """
+    if ngram is False and coverage != COVERAGE:
+        raise UsageError("[build.decontaminate] coverage: has no effect with ngram = false; leave it out.")
     return Decontamination(_named(paths), column, ngram, coverage, containment, min_words)
 
 

@@ -43,7 +43,7 @@ def remarks(sources: Sequence[Source], read: Sequence[Path]) -> list[str]:
     name = PurePath(file.shown).name
     return [
         f"{total:,} row{'s' * (total != 1)} of {name}{more}: not UTF-8, as if in {WESTERN}. "
-        f"Convert and build again: {conversion(name, WESTERN, file.compression)}"
+        f"Convert and build again: {conversion(file, WESTERN)}"
     ]
 
 

@@ -53,14 +53,16 @@ def _sentence(fate: Fate, lost: Sequence[tuple[str, list[Path]]]) -> str:
 def sentence(stages: Sequence[StageReport], folders: Sequence[Path]) -> str:
     """What to say of a build without a result: the main reasons, with an example from the rejects in `folders`."""
     rows, *_, made = stages
+    if not rows.came_in:
+        return f"no {made.unit}, since there are no rows: the input is empty."
     fates: Counter[Fate] = Counter()
     for one in stages:
         if one is not made:
             fates.update({(one.stage, one is rows, reason): count for reason, count in one.rejected.items()})
     main = fates.most_common(3)
-    reasons = ", ".join(f"{reason} {count:,}" for (_, _, reason), count in main) or "nothing; the input is empty"
-    shown = example(main[0][0], folders) if main else ""
-    return f"no {made.unit} left of {rows.came_in:,} rows. Most fell to: {reasons}.{shown}"
+    reasons = ", ".join(f"{reason} {count:,}" for (_, _, reason), count in main)
+    left = f"no {made.unit} left of {rows.came_in:,} row{'s' * (rows.came_in != 1)}"
+    return f"{left}. Most fell to: {reasons}.{example(main[0][0], folders)}"
 
 
 def example(fate: Fate, folders: Sequence[Path]) -> str:

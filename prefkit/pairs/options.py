@@ -135,7 +135,10 @@ def fingerprint(call: Call) -> dict[str, str]:
     if not call.is_external:
         return {}
     function = inspect.unwrap(load(call.address))
-    files = {inspect.getsourcefile(function), inspect.getsourcefile(sys.modules[call.address.partition(":")[0]])}
+    try:
+        files = {inspect.getsourcefile(function), inspect.getsourcefile(sys.modules[call.address.partition(":")[0]])}
+    except TypeError as error:  # it is written in C, or made by a call
+        raise UsageError(f'"{call.address}": not a function that is written in Python, with def.') from error
     return {"code_sha256": " ".join(file_sha256(Path(file)) for file in sorted(filter(None, files)))}
 
 
@@ -185,6 +188,8 @@ def check_build(
         chunk_bytes=chunk_bytes or _chunk_bytes(given_inputs),
     )
     _check_aspects(options, pipeline)
+    for call in filter(None, (options.dedupe, options.decontaminate)):
+        call.function()()  # raises UsageError where options contradict each other
     return options
 
 
@@ -245,7 +250,7 @@ def _inputs(
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise UsageError(f"{where}{which}: paths must be a list of texts, not {paths!r}.")
         if not paths:
-            mend = "Add paths." if which else f"Give them: prefkit build-pairs {pipeline.name} FILE … --out DIR"
+            mend = "Add paths." if which else "Give them on the command line, behind the pipeline, or add paths."
             raise UsageError(f"{where}{which}: no files. {mend}")
         own = {name: entry.pop(name) for name in options_of(mix.entry) if name in entry}
         settings.append(check("prefkit.pairs.mix:entry", own, f"{where} {entry.get('use', '')}{which}"))

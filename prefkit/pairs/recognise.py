@@ -19,6 +19,8 @@ from prefkit import resolve
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.pairs import inputs, names, sources
 from prefkit.pairs.decode import Decoded, decode, tables_of
+from prefkit.pairs.encoding import WESTERN, is_western
+from prefkit.pairs.foreign import conversion
 from prefkit.pairs.inputs import RawFile, RawRow
 from prefkit.pairs.records import Completion, Message
 
@@ -109,8 +111,7 @@ def of_rows(rows: Iterable[RawRow], file: RawFile, source: str | None, options: 
     rows = list(rows)
     tables = tables_of(rows)
     if not tables:
-        what = "no row that is an object with columns" if rows else "no rows"
-        raise UsageError(f"{file.shown}: {what} among the first {ROWS}, so there is nothing to recognise.")
+        raise UsageError(f"{file.shown}: {_no_table(rows, file)}")
     found = names.Columns(tables, {})
     fallen = ""
     _check_options(source, options)
@@ -121,6 +122,17 @@ def of_rows(rows: Iterable[RawRow], file: RawFile, source: str | None, options: 
             return best
         fallen = best.reasons if best else "no columns of the usual names"
     raise _nothing(file, found, source, options, fallen)
+
+
+def _no_table(rows: Sequence[RawRow], file: RawFile) -> str:
+    """What to say of rows of which none is an object with columns."""
+    if not rows:
+        return "no rows, so there is nothing to recognise."
+    if is_western([row.text for row in rows]):
+        return f"not UTF-8, as if in {WESTERN}. Convert it: {conversion(file, WESTERN)}"
+    fault = next(decode(rows, resolve.check(f"{HOME}ratings:ratings", {}, ""), file.name)).bad
+    assert fault is not None
+    return f"no row among the first {ROWS} is an object with columns. The first: {fault.reason}, {fault.detail}."
 
 
 def _check_options(source: str | None, options: Mapping[str, Any]) -> None:

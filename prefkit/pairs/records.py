@@ -69,6 +69,16 @@ class BadRow(Exception):
         self.row = row
 
 
+KINDS = {
+    "NoneType": "null",
+    "dict": "an object",
+    "list": "a list",
+    "bool": "true or false",
+    "int": "a number",
+    "float": "a number",
+    "str": "text",
+    "bytes": "binary",
+}
 ROLES = {
     "system": "system",
     "user": "user",
@@ -124,9 +134,8 @@ def _part(part: Any, field: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {"NoneType": "null", "dict": "an object", "list": "a list", "bool": "true or false"}.get(
-        type(value).__name__, f"a {type(value).__name__}"
-    )
+    name = type(value).__name__
+    return KINDS.get(name, f"a {name}")
 
 
 TURN = re.compile(r"\n\n(Human|Assistant):")

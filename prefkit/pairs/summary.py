@@ -63,9 +63,13 @@ def print_record(record: Manifest, out: str | Path, seconds: float, console: Con
     if record.generations:
         files = [shard for shard in record.shards[: record.generations[-1].shards] if shard.split != "rejects"]
         before = sum(shard.rows for shard in files)
-        console.print(f"{before:,} {record.kind} of before + {train + test - before:,} new", markup=False)
+        console.print(f"{_number(before, record.kind)} of before + {train + test - before:,} new", markup=False)
     console.print(
-        f"{train + test:,} {record.kind} ({train:,} train, {test:,} test) in {out}, {seconds:.1f} s",
+        f"{_number(train + test, record.kind)} ({train:,} train, {test:,} test) in {out}, {seconds:.1f} s",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _number(count: int, kind: str) -> str:
+    return f"{count:,} {kind.removesuffix('s') if count == 1 else kind}"

@@ -28,6 +28,10 @@ def test_what_must_be_there() -> None:
     assert columns.need(ROW, "a.b.c") == 1
     with pytest.raises(BadRow, match=r'missing_column: no "g"; the row has a, a\.d, e, f'):
         columns.need(ROW, "g")
+    with pytest.raises(BadRow, match=r'missing_column: "a\.d" is null; the row has a$'):
+        columns.need({"a": {"d": None}}, "a.d")
+    with pytest.raises(BadRow, match=r'no "b"; the row has a, " b", ""$'):
+        columns.need({"a": 1, " b": 2, "": 3}, "b")
     with pytest.raises(BadRow, match='wrong_type: "f" is not text'):
         columns.text(ROW, "f")
 

@@ -351,7 +351,7 @@ def test_of_several_files_the_first_that_has_an_item_is_named(tmp_path: Path) ->
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"promt": "x"}', 'a.jsonl, row 1: .*there is no "prompt" among promt. Mend'),
-        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 5}', 'a.jsonl, row 2: .*"prompt" is a int, not text'),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 5}', 'a.jsonl, row 2: .*"prompt" is a number, not text'),
         ("a.jsonl", b'{"prompt": "x"}\n\n{"prompt', "a.jsonl, row 3: .*Unterminated string"),
         ("a.jsonl", b'{"prompt": "\\ud800"}', "a.jsonl, row 1: .*surrogates not allowed"),
         ("a.jsonl", b'{"prompt": [{"role": "boss", "content": "x"}]}', "a.jsonl, row 1: .*role 'boss'"),
@@ -382,6 +382,12 @@ def test_the_identity_of_evaluation_files_is_that_of_their_bytes(tmp_path: Path)
     given = files(["a.txt", "b.jsonl"], tmp_path)
     expected = {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in given}
     assert identity(given) == expected and list(expected) == ["a.txt", "b.jsonl"]
+
+
+def test_coverage_without_ngrams_is_refused() -> None:
+    given = {"paths": ["a.txt"], "ngram": False, "coverage": 0.8}
+    with pytest.raises(UsageError, match=r"coverage: has no effect with ngram = false"):
+        check("prefkit.pairs.decontaminate:decontaminate", given, "here").call()
 
 
 @pytest.mark.parametrize(

@@ -208,9 +208,13 @@ def test_what_it_cannot_tell_it_says_with_the_mend(tmp_path: Path, capsys: pytes
     assert "one column 'prompt;response;score', as if ';' stood between the fields" in message
     text = jsonl(tmp_path / "text.jsonl", [])
     text.write_text('"only text"\n17\n')
-    assert "no row that is an object" in fails(capsys, 2, "init", text, "--out", tmp_path / "x.toml")
+    message = fails(capsys, 2, "init", text, "--out", tmp_path / "x.toml")
+    assert "no row among the first 200 is an object with columns. The first: wrong_type, Expected `object`" in message
     text.write_text("")
-    assert "no rows" in fails(capsys, 2, "init", text, "--out", tmp_path / "x.toml")
+    assert "no rows, so there is nothing" in fails(capsys, 2, "init", text, "--out", tmp_path / "x.toml")
+    text.write_bytes('{"prompt": "größer?"}\n'.encode("cp1252"))
+    message = fails(capsys, 2, "init", text, "--out", tmp_path / "x.toml")
+    assert "not UTF-8, as if in CP1252. Convert it: iconv -f CP1252 -t UTF-8 text.jsonl > utf8-text.jsonl" in message
     mixed = [FIXTURES / "shp.jsonl", FIXTURES / "ratings.jsonl"]
     message = fails(capsys, 2, "init", *mixed, "--out", tmp_path / "x.toml")
     assert "shp.jsonl reads as shp, ratings.jsonl as ratings" in message

@@ -222,6 +222,37 @@ def test_a_file_of_another_kind_than_its_name_says_is_refused_as_a_whole(
         raw_rows(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "a.json",
+            json.dumps({"data": ROWS}, indent=1).encode(),
+            "over several lines is no row. Write each row as one",
+        ),
+        ("a.jsonl", json.dumps(ROWS[0], indent=4).encode() * 2, "over several lines is no row"),
+        ("a.ndjson.gz", gzip.compress(b"\xef\xbb\xbf{\r\n\t" + LINES[0][1:]), "over several lines is no row"),
+        ("a.jsonl", json.dumps(ROWS).encode(), r"a JSON array; its name should end in \.json\.$"),
+        ("a.jsonl.zst", zstandard.compress(json.dumps(ROWS, indent=2).encode()), r"should end in \.json\.zst\.$"),
+        ("a.jsonl.gz", b"\n".join(LINES), "not compressed by gzip, which its name says"),
+        ("a.csv.zst", b"a,b\n1,2\n", "not compressed by zstd, which its name says"),
+    ],
+)
+def test_json_that_is_no_rows_and_what_is_not_compressed_are_refused_as_a_whole(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for read in (raw_rows, lambda path: inputs.first_rows(RawFile(str(path), name), 1)):
+        with pytest.raises(DataError, match=words):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", [b"[1, 2]", b'["{"]', b"{", b"{}", b'{ "a": 1 }', b"[]"])
+def test_a_first_line_that_is_no_row_costs_itself_alone(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([line, *LINES]))
+    assert [row.text.strip() for row in raw_rows(tmp_path / "a.jsonl")] == [line, *LINES]
+
+
 @pytest.mark.parametrize("begin", [b"\xff\xfe", b"\0\0", b"\x1f\x8b", b"\xef\xbb\xbf"])
 def test_a_damaged_first_row_costs_itself_alone(tmp_path: Path, begin: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(begin + b"".join(line + b"\n" for line in LINES))

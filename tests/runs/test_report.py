@@ -324,6 +324,7 @@ def test_the_command_tells_what_a_folder_holds(tmp_path: Path, capsys: pytest.Ca
     assert "is given twice" in fails(capsys, 2, a, a)
     assert "at most 8 runs" in fails(capsys, 2, *(tmp_path / str(number) for number in range(9)))
     assert "is a folder. Give the name of a file" in fails(capsys, 2, a, "--out", tmp_path)
+    assert "no/x.html: there is no such folder" in fails(capsys, 2, a, "--out", tmp_path / "no" / "x.html")
     assert "--out has no effect with --watch" in fails(capsys, 2, a, "--watch", "--out", tmp_path / "x.html")
     assert "--port has no effect without --watch" in fails(capsys, 2, a, "--port", 8000)
     assert "--port 99999: cannot be listened on" in fails(capsys, 2, a, "--watch", "--port", 99999)
