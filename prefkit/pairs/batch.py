@@ -129,15 +129,15 @@ class _Columns:
     def _prompt_table(self, first_group: int) -> pl.DataFrame:
         sources, absolute, rows, turns = _transposed(self._prompts, 4)
         roles, contents = _transposed(self._turns, 2)
-        texts = _texts(contents)
+        speakers, texts = _texts(roles), _texts(contents)
         plain = canonical_texts(Packed.of_column(texts), self.fold_case)
-        ids, canonical = identities(roles, plain, turns)
-        messages = pa.StructArray.from_arrays([_texts(roles).to_arrow(), texts.to_arrow()], ["role", "content"])
+        ids, canonical = identities(speakers, plain, turns)
+        messages = pa.StructArray.from_arrays([speakers.to_arrow(), texts.to_arrow()], ["role", "content"])
         return pl.DataFrame(
             {
                 "group": np.arange(first_group, first_group + len(ids)),
                 "absolute": pl.Series(absolute, dtype=pl.Boolean),
-                "prompt_id": _texts(ids),
+                "prompt_id": ids,
                 "source": _texts(sources),
                 "prompt": pl.from_arrow(pa.LargeListArray.from_arrays(_offsets(turns), messages)),
                 "origin_row": pl.Series(rows, dtype=pl.Int64),

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from prefkit.pairs.blake2b import digests
 from prefkit.pairs.compiled import compiled
-from prefkit.pairs.packed import Packed, read_only
-from prefkit.pairs.text import OTHER_SPACE, canonical, digest_bytes
+from prefkit.pairs.packed import Packed, hexadecimal, read_only
+from prefkit.pairs.text import OTHER_SPACE, canonical
 
 PLANE = 0x10000
 GROWTH = 3  # of a character's bytes, at most; those that become more are left to `text.canonical`
@@ -50,19 +52,14 @@ def canonical_texts(texts: Packed, fold_case: bool = True) -> Packed:
     return Packed.of_bytes(pieces)
 
 
-def identities(roles: Sequence[str], texts: Packed, turns: Sequence[int]) -> tuple[list[str], Packed]:
+def identities(roles: pl.Series, texts: Packed, turns: Sequence[int]) -> tuple[pl.Series, Packed]:
     """`text.identity` of many prompts, given by their turns (`turns` of each, with role and canonical text): their ids,
     and the canonical text of all turns of each."""
-    pieces, marks = texts.bytes(), [role.encode() for role in roles]
-    if len(turns) == len(pieces):
-        return [digest_bytes(mark, text) for mark, text in zip(marks, pieces, strict=True)], texts
-    ids, together, first = [], [], 0
-    for count in turns:
-        mine = pieces[first : first + count]
-        parts = [part for turn in zip(marks[first : first + count], mine, strict=True) for part in turn]
-        ids.append(digest_bytes(*parts))
-        together.append(b" ".join(filter(None, mine)))
-        first += count
+    ids = hexadecimal(digests([roles, texts.column()], turns))
+    if len(turns) == len(roles):
+        return ids, texts
+    pieces, ends = texts.bytes(), itertools.accumulate(turns, initial=0)
+    together = [b" ".join(filter(None, pieces[first:last])) for first, last in itertools.pairwise(ends)]
     return ids, Packed.of_bytes(together)
 
 

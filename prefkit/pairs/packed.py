@@ -62,7 +62,7 @@ def numbers_of(ids: pl.Series) -> npt.NDArray[np.uint64]:
     return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def hexadecimal(numbers: npt.NDArray[np.uint64]) -> list[str]:
+def hexadecimal(numbers: npt.NDArray[np.uint64]) -> pl.Series:
     """The ids of which `numbers` [ids, 2] are the bits."""
-    digits = numbers.astype(">u8").tobytes().hex()
-    return [digits[at : at + 32] for at in range(0, len(digits), 32)]
+    digits = numbers.astype(">u8").tobytes().hex().encode()
+    return Packed(np.frombuffer(digits, np.uint8), np.arange(0, len(digits) + 1, 32)).column()

@@ -23,12 +23,13 @@ from prefkit import schema
 from prefkit.errors import UsageError
 from prefkit.pairs import tables
 from prefkit.pairs.answers import Twins, fallen
+from prefkit.pairs.blake2b import digests
 from prefkit.pairs.bucket import Bucket
 from prefkit.pairs.dedupe import look_up
 from prefkit.pairs.packed import hexadecimal
 from prefkit.pairs.read import keys_of
 from prefkit.pairs.rules import Rule, blamed, detail, rule
-from prefkit.pairs.text import digest_bytes, uniform
+from prefkit.pairs.text import uniform
 from prefkit.pairs.unite import SCORE_RULES, SET_RULES, sets_of
 from prefkit.resolve import Call
 
@@ -212,16 +213,16 @@ def _neighbours(bucket: int, among: Neighbours) -> pl.DataFrame:
     own = hexadecimal(ids)
     found = pl.DataFrame(
         {
-            "prompt_id": [own[number] for number in members - first],
+            "prompt_id": own.gather(members - first),
             "cluster_id": hexadecimal(head_ids),
             "is_first": heads == members,
             "torn": np.isin(heads, _torn(among)),
             "similarity": similarity,
             "twin": [f"{among.files[part]}, row {row}" for part, row in origins.tolist()],
         },
-        schema_overrides={"prompt_id": pl.String, "cluster_id": pl.String, "twin": pl.String},
+        schema_overrides={"twin": pl.String},
     )
-    every = pl.DataFrame({"prompt_id": own}, {"prompt_id": pl.String})
+    every = pl.DataFrame({"prompt_id": own})
     return every.join(found, on="prompt_id", how="left", maintain_order="left").with_columns(
         pl.col("cluster_id").fill_null(pl.col("prompt_id")),
         pl.col("is_first").fill_null(True),
@@ -350,13 +351,10 @@ def placed(judged: pl.DataFrame, kind: str, split: Split) -> pl.DataFrame:
     """The rows that stay, with ids, split and order, which are functions of the text, the cluster and the seed alone;
     sorted."""
     rows = judged.filter(pl.col("lost").is_null())
-    texts = rows.select(
-        pl.col("prompt_id").cast(pl.Binary),
-        *(text_of(side).cast(pl.Binary).alias(side) for side in schema.SIDES[kind]),
-    )
+    texts = rows.select("prompt_id", *(text_of(side).alias(side) for side in schema.SIDES[kind]))
     order = keys_of(rows["prompt_id"]) ^ np.uint64(uniform(str(split.seed), "order"))
     columns = [
-        pl.Series(schema.IDS[kind], [digest_bytes(*row) for row in texts.iter_rows()], pl.String),
+        hexadecimal(digests(texts.get_columns())).alias(schema.IDS[kind]),
         pl.Series("test", held_out(keys_of(rows["cluster_id"]), split), pl.Boolean),
         pl.Series("order", order, pl.UInt64),
     ]

@@ -47,13 +47,11 @@ def identity(prompt: Sequence[Message], fold_case: bool = True) -> tuple[str, st
 
 
 def digest(*parts: str) -> str:
-    """BLAKE2b of the parts, each with its length in front so that no two lists of parts run together."""
-    return digest_bytes(*(part.encode() for part in parts))
+    """BLAKE2b of the parts, each with its length in front so that no two lists of parts run together.
 
-
-def digest_bytes(*parts: bytes) -> str:
-    """The same of parts that are UTF-8 already."""
-    framed = b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)])
+    `blake2b.digests` gives those of many at once.
+    """
+    framed = b"".join(len(part).to_bytes(8, "little") + part for part in map(str.encode, parts))
     return hashlib.blake2b(framed, digest_size=16).hexdigest()
 
 

@@ -64,7 +64,9 @@ PROMPTS = st.lists(st.lists(st.builds(Message, ROLES, TEXTS), min_size=1, max_si
 def test_identities_are_those_of_single_prompts(prompts: list[list[Message]]) -> None:
     turns = [turn for prompt in prompts for turn in prompt]
     plain = canonical_texts(Packed.of_column(pl.Series([turn.content for turn in turns], dtype=pl.String)))
-    ids, together = identities([turn.role for turn in turns], plain, [len(prompt) for prompt in prompts])
+    ids, together = identities(
+        pl.Series([turn.role for turn in turns], dtype=pl.String), plain, [len(prompt) for prompt in prompts]
+    )
     assert list(zip(ids, texts_of(together), strict=True)) == [identity(prompt) for prompt in prompts]
 
 
