@@ -118,7 +118,7 @@ def _build_pairs(given: argparse.Namespace) -> int:
     if given.engine == "local" and given.workers != 1 and not given.dry_run:
         engines.prepare()  # while this process imports what it needs itself
 
-    with collector.paused():
+    with collector.importing():
         from rich.console import Console
 
         from prefkit import urls

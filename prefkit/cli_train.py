@@ -121,7 +121,7 @@ def _train_here(given: argparse.Namespace) -> int:
 
     pipeline = load_pipeline(given.pipeline, given.overrides)
     _need_training_half()
-    with collector.paused():
+    with collector.importing():
         from rich.console import Console
 
         from prefkit.train import estimate, metrics, run
@@ -199,7 +199,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     _need_training_half()
     from rich.console import Console
 
-    with collector.paused():
+    with collector.importing():
         from prefkit.train import evaluate, metrics
         from prefkit.train.render import render
 

@@ -17,3 +17,16 @@ def paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Paused while modules are imported, and then never to look through what they are made of, which stays anyway.
+
+    That would else be its first work after the pause, some 50 ms where tables are worked on. Only the first time
+    counts: what is garbage by then stays as well.
+    """
+    with paused():
+        yield
+        if not gc.get_freeze_count():
+            gc.freeze()

@@ -7,7 +7,7 @@ such as the full lid.176.bin. Labels from the first 500 characters are as good a
 A model of lid.176's kind is computed by a kernel of our own, which gives what the library gives (see `classifier`);
 any other goes through the library.
 
-Cost of the shipped model: 14 µs a text of 320 characters on one core; 77 µs where the library computes.
+Cost of the shipped model: 10 µs a text of 320 characters on one core; 77 µs where the library computes.
 Only processes run side by side.
 """
 

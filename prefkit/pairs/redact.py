@@ -38,10 +38,11 @@ KINDS: tuple[Kind, ...] = ("email", "phone", "ip")
 
 
 class Pattern(NamedTuple):
-    """`hint` (for Rust) matches wherever `exact` (for Python) does; `is_personal` has the last word on a match."""
+    """`hint` (for Rust) matches wherever `exact` (for Python, which compiles it when a hint first matches) does;
+    `is_personal` has the last word on a match."""
 
     hint: str
-    exact: re.Pattern[str]
+    exact: str
     is_personal: Callable[[str], bool]
 
 
@@ -90,7 +91,7 @@ def _suspects(texts: pl.Series, kinds: Sequence[Kind]) -> pl.Series:
 
 def _replace(text: str, kind: Kind) -> str:
     _, exact, is_personal = PATTERNS[kind]
-    return exact.sub(lambda match: f"[{kind.upper()}]" if is_personal(match[0]) else match[0], text)
+    return re.sub(exact, lambda match: f"[{kind.upper()}]" if is_personal(match[0]) else match[0], text)
 
 
 def fingerprint(kinds: Sequence[Kind]) -> str:
@@ -138,7 +139,7 @@ _BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 PATTERNS: dict[Kind, Pattern] = {
     "email": Pattern(
         hint=rf"[A-Za-z0-9_%+{_NO_ASCII}-]@[A-Za-z0-9{_NO_ASCII}-]",
-        exact=re.compile(
+        exact=(
             rf"(?<!{_WORD})(?<![\].%+@-]){_WORD}(?:(?:{_WORD}|[.%+-]){{0,62}}(?:{_WORD}|[%+-]))?@"
             rf"(?:{_LETTER_OR_DIGIT}(?:(?:{_LETTER_OR_DIGIT}|-){{0,61}}{_LETTER_OR_DIGIT})?\.)+{_LETTER}{{2,24}}(?!{_WORD}|-)"
         ),
@@ -146,7 +147,7 @@ PATTERNS: dict[Kind, Pattern] = {
     ),
     "ip": Pattern(
         hint=r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|2[0-9A-Fa-f]{3}:[0-9A-Fa-f]{0,4}:",
-        exact=re.compile(
+        exact=(
             rf"(?<!{_WORD})(?<![\].])(?:{_BYTE}\.){{3}}{_BYTE}(?!{_WORD}|\.[0-9])"
             rf"|(?<!{_WORD})(?<![\].])(?:(?<![0-9A-Fa-f:]:)|(?<=v6:))"  # an end of a longer address is none; [IPv6:…]
             rf"2[0-9A-Fa-f]{{3}}(?:{_GROUPS}{{7}}|{_GROUPS}{{0,6}}::(?:{_GROUP}{_GROUPS}{{0,5}})?)(?!{_WORD}|:|\.[0-9])"
@@ -155,7 +156,7 @@ PATTERNS: dict[Kind, Pattern] = {
     ),
     "phone": Pattern(
         hint=r"\+[1-9]|[2-9][0-9]{2}(?:\)[ -]?|[-.])[0-9]{3}[-. ][0-9]{4}",
-        exact=re.compile(
+        exact=(
             rf"(?<!{_WORD})(?<![\]+.-])(?:"
             r"(?:\+1|\(\+1\))[-. ]?(?:\([2-9][0-9]{2}\)|[2-9][0-9]{2})[-. ]?[0-9]{3}[-. ]?[0-9]{4}"
             r"|(?:\+[2-9][0-9]*+|\(\+[2-9][0-9 ]{0,8}\))(?:[ ./-]?(?:\([0-9]++\)|[0-9]++)){0,6}+"

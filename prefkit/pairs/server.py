@@ -6,13 +6,11 @@ It shares its output with the command that started it, so whoever reads that wou
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 
 from prefkit import collector
 
-with collector.paused():
+with collector.importing():
     from prefkit.pairs import warm  # noqa: F401
 
-gc.freeze()  # no worker looks again through what all of them have from here
 atexit.register(os._exit, 0)  # forked workers run no such function

@@ -8,19 +8,16 @@ import numpy as np
 
 from prefkit.pairs.compiled import compiled
 
-MAY_BE_SPACE = np.array([byte <= 32 or byte in (0xC2, 0xE1, 0xE2, 0xE3) for byte in range(256)])  # if it begins one
+# Of each byte: 1 if it is white space, 2 if it may begin a character that is.
+SPACE = np.array([2 if byte in (0xC2, 0xE1, 0xE2, 0xE3) else byte <= 32 for byte in range(256)], np.uint8)
+SPACE[[*range(1, 9), *range(14, 28)]] = 0
 
 
 @compiled
-def _space(data: Any, at: Any) -> Any:
-    """How many bytes of white space begin at a byte: 0, or those of one character that ends a word for fastText
-    (as NUL does) or for Python's `str.split`."""
-    one = data[at]
-    if one <= 32:
-        return int(one == 32 or 9 <= one <= 13 or one >= 28 or one == 0)
-    if one < 0xC2 or one > 0xE3:
-        return 0
-    two = data[at + 1]
+def wide_space(data: Any, at: Any) -> Any:
+    """How many bytes the white space has that begins at a byte with a 2 in SPACE: one character that ends a word for
+    Python's `str.split`; 0 if it is another."""
+    one, two = data[at], data[at + 1]
     if one == 0xC2:
         return 2 if two == 0x85 or two == 0xA0 else 0
     if one == 0xE1:
@@ -29,23 +26,17 @@ def _space(data: Any, at: Any) -> Any:
         three = data[at + 2]
         general = two == 0x80 and (three <= 0x8A or three == 0xA8 or three == 0xA9 or three == 0xAF)
         return 3 if general or (two == 0x81 and three == 0x9F) else 0
-    return 3 if one == 0xE3 and two == 0x80 and data[at + 2] == 0x80 else 0
+    return 3 if two == 0x80 and data[at + 2] == 0x80 else 0
 
 
 @compiled
 def skip_space(data: Any, at: int, end: int) -> int:
     while at < end:
-        width = _space(data, at)
+        kind = SPACE[data[at]]
+        width = wide_space(data, at) if kind == 2 else kind
         if width == 0:
             break
         at += width
-    return at
-
-
-@compiled
-def word_end(data: Any, at: int, end: int) -> int:
-    while at < end and not (MAY_BE_SPACE[data[at]] and _space(data, at)):
-        at += 1
     return at
 
 
