@@ -97,7 +97,7 @@ def _replace(text: str, kind: Kind) -> str:
 def fingerprint(kinds: Sequence[Kind]) -> str:
     """SHA-256 of the patterns of some kinds, and of what becomes of fixed texts by them: where two are equal, the same
     personal data was replaced."""
-    patterns = [[kind, PATTERNS[kind].hint, PATTERNS[kind].exact.pattern] for kind in PATTERNS if kind in kinds]
+    patterns = [[kind, PATTERNS[kind].hint, PATTERNS[kind].exact] for kind in PATTERNS if kind in kinds]
     left = replace(pl.Series(PROBES), kinds).to_list()
     return hashlib.sha256(json.dumps([patterns, left]).encode()).hexdigest()
 
