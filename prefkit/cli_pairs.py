@@ -95,6 +95,7 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--limit", type=positive, metavar="N", help="read only the first N lines (rows of Parquet) of each file"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the checked options and the plan, and stop")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON instead of text")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished data set in DIR")
     parser.add_argument(
         "--keep-work", action="store_true", help="keep finished steps in DIR/.work, for a next build with other options"
@@ -129,6 +130,8 @@ def _build_pairs(given: argparse.Namespace) -> int:
         from prefkit.pairs.publish import REPORT
         from prefkit.progress import Stages
 
+    if given.json and not given.dry_run:
+        raise UsageError("--json has no effect without --dry-run.")
     url = given.out if urls.is_url(given.out) else None
     if given.work and not url:
         raise UsageError("--work: only --out with a URL is built elsewhere first; a folder is built where it is.")
@@ -139,7 +142,11 @@ def _build_pairs(given: argparse.Namespace) -> int:
         before = extend.open_before(given.onto, out)
         options = check_build(pipeline, given.inputs, url or out, before.known.files)
         extend.check(before, options)
-        summary.print_plan(options, given.out, workers, given.limit)
+        planned = summary.plan(options, given.out, workers, given.limit)
+        if given.json:
+            print(json.dumps(planned, indent=1))
+        else:
+            summary.print_plan(planned, Console(highlight=False))
         return 0
     started = time.perf_counter()
     finished_before = (out / "manifest.json").exists() and not given.overwrite

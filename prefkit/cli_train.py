@@ -70,8 +70,9 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="under torchrun: how long one process waits for another before the run ends (default: 1800)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the checked options, the plan and estimates, and stop"
+        "--dry-run", action="store_true", help="print the plan, estimates and the checked options, and stop"
     )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON instead of a table")
     parser.add_argument(
         "--tflops",
         type=above_zero,
@@ -124,21 +125,24 @@ def _train_here(given: argparse.Namespace) -> int:
     with collector.importing():
         from rich.console import Console
 
-        from prefkit.train import estimate, metrics, run
+        from prefkit.train import dry_run, estimate, metrics, run
 
     if given.shard_cache is not None and isinstance(given.data, Path):
         raise UsageError("--shard-cache has no effect: --data is a folder, of which nothing is fetched.")
     if given.tflops is not None and not given.dry_run:
         raise UsageError("--tflops has no effect without --dry-run.")
-    fetching = {} if given.shard_cache is None else {"shard_cache": given.shard_cache}
-    console = Console(stderr=True)
+    if given.json and not given.dry_run:
+        raise UsageError("--json has no effect without --dry-run.")
     if given.dry_run:
         options = run.check(pipeline, model=given.model)
-        Console().print_json(json.dumps(options.table()))
         planned = estimate.plan(options, given.data, max_steps=given.max_steps, tflops=given.tflops or estimate.TFLOPS)
-        Console().print_json(json.dumps(planned))
+        if given.json:
+            print(json.dumps({"options": options.table(), "plan": planned}, indent=1))
+        else:
+            dry_run.render(pipeline, options, planned, Console(highlight=False))
         return 0
-    shown = nullcontext(metrics.Silent()) if given.quiet else metrics.live_progress(console)
+    fetching = {} if given.shard_cache is None else {"shard_cache": given.shard_cache}
+    shown = nullcontext(metrics.Silent()) if given.quiet else metrics.live_progress(Console(stderr=True))
     with _saying_how_to_go_on(given.out), shown as progress:
         report = run.train(
             pipeline,

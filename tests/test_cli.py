@@ -72,9 +72,21 @@ def test_quiet_says_nothing(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_dry_run_writes_nothing(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(build(raw, tmp_path / "out", "--dry-run", "--set", "build.split.test=0.25")) == 0
     printed = capsys.readouterr().out
-    assert '"test": 0.25' in printed
-    assert '"threshold": 0.7' in printed
+    assert re.search(r"^split +test = 0\.25, seed = 0$", printed, re.MULTILINE)
+    assert re.search(r"^dedupe +threshold = 0\.7, ", printed, re.MULTILINE)
     assert "nothing was written" in printed
+    assert main(build(raw, tmp_path / "out", "--dry-run", "--json", "--limit", "3")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["options"]["dedupe"]["threshold"] == 0.7
+    assert found["plan"] == {
+        "files": 1,
+        "bytes": raw.stat().st_size,
+        "rows_of_each": 3,
+        "parts": 1,
+        "workers": 1,
+        "out": str(tmp_path / "out"),
+    }
+    assert "--json has no effect without --dry-run" in fails(capsys, 2, *build(raw, tmp_path / "out", "--json"))
     assert not (tmp_path / "out").exists()
 
 
@@ -274,8 +286,12 @@ def test_the_plan_of_training(raw: Path, tmp_path: Path, capsys: pytest.CaptureF
     main(build(raw, data, "--quiet"))
     command = ["train", "hh-rlhf", "--data", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
     assert main([*command, "--set", "train.dpo.beta=0.3"]) == 0
-    printed = capsys.readouterr().out
-    assert '"beta": 0.3' in printed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "beta = 0.3" in printed
+    assert "by default " in printed
+    assert main([*command, "--set", "train.dpo.beta=0.3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["options"]["train"][-1]["beta"] == 0.3
+    assert "--json has no effect without --dry-run" in fails(capsys, 2, *command[:-1], "--json")
     assert not (tmp_path / "run").exists()
 
 

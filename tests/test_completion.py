@@ -45,7 +45,7 @@ def test_commands_and_options_are_those_of_the_parser() -> None:
     assert {"--data", "--out", "--model", "--set", "--dry-run"} <= set(offered("train", "x.toml", "--"))
     assert "--data" not in offered("train", "x.toml", "--data", "d", "--")
     assert "--set" in offered("train", "x.toml", "--set", "a.b=1", "--"), "it may be repeated"
-    assert ("--dry-run", "print the checked options, the plan and estimates, and stop") in complete(
+    assert ("--dry-run", "print the plan, estimates and the checked options, and stop") in complete(
         make_parser(), ["train", "--dry"]
     )
 

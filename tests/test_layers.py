@@ -34,7 +34,7 @@ def test_the_halves_do_not_know_each_other(folder: str, never: set[str]) -> None
         assert not imported(path) & never, path
 
 
-SHARED = ("errors", "schema", "manifest", "resolve", "config", "intervals", "progress", "urls", "adopt")
+SHARED = ("errors", "schema", "manifest", "resolve", "config", "intervals", "progress", "urls", "adopt", "toml")
 
 
 @pytest.mark.parametrize("name", SHARED)

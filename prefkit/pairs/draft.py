@@ -8,18 +8,17 @@ check it before it is written.
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from prefkit import config
 from prefkit.config import Pipeline
 from prefkit.errors import UsageError, did_you_mean
 from prefkit.pairs.options import check_build
 from prefkit.pairs.recognise import ANY_TABLE, Reading
+from prefkit.toml import as_toml
 
 # What each option of a source for any table means, to stand beside it.
 MEANS = {
@@ -112,7 +111,7 @@ def _known(reading: Reading, paths: Sequence[str]) -> str:
     for option, value in {**({"paths": list(paths)} if paths else {}), **reading.options}.items():
         lines = [line for line in lines if not line.startswith(f"{option} =")]
         use = next(number for number, line in enumerate(lines) if line.startswith("use ="))
-        lines.insert(use + 1, f"{option} = {_toml(value)}")
+        lines.insert(use + 1, f"{option} = {as_toml(value)}")
     kept[at] = "\n".join(lines) + "\n\n"
     return "".join(kept)
 
@@ -120,10 +119,10 @@ def _known(reading: Reading, paths: Sequence[str]) -> str:
 def _table(reading: Reading, paths: Sequence[str]) -> str:
     """A pipeline for a table of one's own."""
     lines = [CHECK, "", "[[build.inputs]]", f'use = "{reading.source}"']
-    lines += [f"paths = {_toml(list(paths))}"] if paths else []
+    lines += [f"paths = {as_toml(list(paths))}"] if paths else []
     for option, value in reading.options.items():
         means = SHARED_PROMPT if option == "prompt" and value == "" else MEANS.get(option, "")
-        lines.append(f"{option} = {_toml(value)}".ljust(30) + (f"  # {means}" if means else ""))
+        lines.append(f"{option} = {as_toml(value)}".ljust(30) + (f"  # {means}" if means else ""))
     apart = reading.source != "pairs" and "completions" not in reading.options
     makes = LABELS if reading.makes_labels else PAIRS
     rest = REST.format(dedupe=ONE_ANSWER_A_ROW if apart else ALL_ANSWERS_A_ROW, makes=makes)
@@ -139,7 +138,7 @@ def _training(recipe: str, model: str | None) -> str:
     blocks = [block for header, block in _blocks(text) if header.startswith(("[model", "[[train"))]
     body = "".join(blocks)
     if model is not None:
-        body = re.sub(r"^path = .*$", lambda _: f"path = {_toml(model)}", body, count=1, flags=re.MULTILINE)
+        body = re.sub(r"^path = .*$", lambda _: f"path = {as_toml(model)}", body, count=1, flags=re.MULTILINE)
     return f"# The recipe {recipe}:\n{about}{body}"
 
 
@@ -154,13 +153,6 @@ def _blocks(text: str) -> list[tuple[str, str]]:
             starts.append(number)
     cut = ["".join(lines[start:end]) for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
     return [(next((line for line in block.splitlines() if line.startswith("[")), ""), block) for block in cut if block]
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML: JSON's texts, numbers and lists are TOML's too, and tables are written in one line."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _check(text: str, name: Path, given: Sequence[str]) -> None:

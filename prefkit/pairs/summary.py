@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,24 +13,55 @@ from rich.table import Table
 from prefkit.manifest import Manifest
 from prefkit.pairs import inputs
 from prefkit.pairs.options import Options
+from prefkit.toml import as_toml, in_words, print_options
 
 
-def print_plan(options: Options, out: str, workers: int | None, limit: int | None) -> None:
-    """The checked options with all defaults, the files, and where the result would go."""
-    console = Console(soft_wrap=True, highlight=False)
-    console.print_json(json.dumps(options.shown() | {"chunk_bytes": options.chunk_bytes}))
-    files = [file for given in options.inputs for file in given.files]
-    sizes = [inputs.size(file) for file in files]
-    size = sum(sizes)
-    parts = sum(max(1, -(-size // options.chunk_bytes)) for size in sizes)
-    of_each = f", the first {limit:,} rows of each" if limit else ""
-    plural = {number: "s" * (number != 1) for number in (len(files), parts)}
+def plan(options: Options, out: str, workers: int | None, limit: int | None) -> dict[str, Any]:
+    """The checked options with all defaults, the files, and where the result would go, as JSON-able data."""
+    sizes = [inputs.size(file) for given in options.inputs for file in given.files]
+    return {
+        "options": options.shown() | {"chunk_bytes": options.chunk_bytes},
+        "plan": {
+            "files": len(sizes),
+            "bytes": sum(sizes),
+            "rows_of_each": limit,
+            "parts": sum(max(1, -(-size // options.chunk_bytes)) for size in sizes),
+            "workers": workers,
+            "out": out,
+        },
+    }
+
+
+def print_plan(found: dict[str, Any], console: Console) -> None:
+    """What `plan` found, for people: the options of each step, and what would be read."""
+    print_options(_steps(found["options"]), console)
+    of = found["plan"]
+    of_each = f", the first {of['rows_of_each']:,} rows of each" if of["rows_of_each"] else ""
+    plural = {number: "s" * (number != 1) for number in (of["files"], of["parts"])}
     console.print(
-        f"reads {len(files)} file{plural[len(files)]}, {size:,} bytes{of_each}, in about {parts} part{plural[parts]} "
-        f"with {workers or 'all'} workers",
+        f"reads {of['files']} file{plural[of['files']]}, {of['bytes']:,} bytes{of_each}, in about {of['parts']} "
+        f"part{plural[of['parts']]} with {of['workers'] or 'all'} workers",
         markup=False,
+        soft_wrap=True,
     )
-    console.print(f"writes to {out}; nothing was written now", markup=False)
+    console.print(f"writes to {of['out']}; nothing was written now", markup=False, soft_wrap=True)
+
+
+def _steps(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each step and its options, after the function that it uses, if that goes by another name."""
+    for name, held in options.items():
+        for number, step in enumerate(held if isinstance(held, list) and held else [held]):
+            yield name if number == 0 else "", _written(name, step)
+
+
+def _written(name: str, step: Any) -> str:
+    if not isinstance(step, dict):
+        return as_toml(step) if step else "off"
+    use = step.get("use", name)
+    function = use.rpartition(":")[2] if use.startswith("prefkit.") else use
+    paths = {"paths": list(step["paths"])} if "paths" in step else {}
+    said = in_words({key: step[key] for key in step if key not in ("use", "model_sha256")} | paths)
+    return ": ".join(part for part in (function if function != name else "", said) if part)
 
 
 def print_record(record: Manifest, out: str | Path, seconds: float, console: Console) -> None:

@@ -219,12 +219,17 @@ def test_every_shipped_pipeline_with_phases_has_a_plan(name, data, tmp_path, cap
     tokenizer.train_bpe(data, manifest.read(data), vocab_size=400).save_pretrained(tmp_path / "model")
     command = ["train", name, "--data", str(data), "--out", str(tmp_path / "r"), "--dry-run"]
     assert main([*command, "--model", str(tmp_path / "model")]) == 0
-    text = capsys.readouterr().out
-    entries = json.JSONDecoder().raw_decode(text[text.index("\n[") :].strip())[0]
+    shown = capsys.readouterr().out
+    assert main([*command, "--model", str(tmp_path / "model"), "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)["plan"]
+    for entry in entries:
+        assert entry["phase"] in shown and f"{entry['steps']:,}" in shown and f"{entry['tokens']:,}" in shown
+        assert f"{entry['memory_gib']['total']:.3g}" in shown
     assert [entry["phase"] for entry in entries] == [phase.get("name", phase["objective"]) for phase in table["train"]]
     assert all(entry["memory_gib"]["total"] > 0 and entry["hours"] > 0 for entry in entries)
     if "model" in table:
         assert main(command) == 0  # whose model may be out of reach here
+        assert "Nothing was written now." in capsys.readouterr().out
     assert not (tmp_path / "r").exists()
 
 
