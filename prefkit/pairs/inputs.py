@@ -77,8 +77,9 @@ class Indexed(NamedTuple):
 def expand(given: list[str], base: Path, outside: Place | None = None) -> list[Place]:
     """Files, folders and globs (relative to `base` or to ~, or URLs) in the given order; folders and globs sorted.
 
-    A folder gives all its raw files, but no hidden ones and none under `outside`. An hf:// URL names the commit that
-    its revision stands for now. Raises UsageError where an input matches nothing or is of an unknown kind.
+    A folder gives all its raw files, also those behind links, but no hidden ones and none under `outside`. An hf:// URL
+    names the commit that its revision stands for now. Raises UsageError where an input matches nothing or is of an
+    unknown kind.
     """
     places: list[Place] = []
     for name in map(os.path.expanduser, given):
@@ -103,7 +104,7 @@ def _remote(url: str, outside: Place | None) -> Sequence[Place]:
 def _local(name: str, base: Path, outside: Place | None) -> Sequence[Place]:
     path = base / name
     if name and path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _is_raw(file, path, outside))
+        found = sorted(file for file in _below(path) if _is_raw(file, outside))
     elif name and path.is_file():
         found = [path]
     else:
@@ -112,10 +113,29 @@ def _local(name: str, base: Path, outside: Place | None) -> Sequence[Place]:
     return [Path(os.path.abspath(file)) for file in found]
 
 
-def _is_raw(file: Path, folder: Path, outside: Place | None) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and its folders, no hidden ones; also behind links to folders, unless these lie in or hold
+    what is gone through anyway. OSError where a folder may not be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    gone_through: list[Path] = []
+    waiting = [folder]
+    for start in waiting:
+        real = start.resolve()
+        if any(real.is_relative_to(other) or other.is_relative_to(real) for other in gone_through):
+            continue
+        gone_through.append(real)
+        for place, folders, files in os.walk(start, onerror=fail):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [path for name in folders if (path := Path(place, name)).is_symlink()]
+            yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
+def _is_raw(file: Path, outside: Place | None) -> bool:
     ours = isinstance(outside, Path) and file.resolve().is_relative_to(outside.resolve())
-    return not hidden and not ours and file.is_file() and _known(file.name)
+    return not ours and file.is_file() and _known(file.name)
 
 
 def _known(name: str) -> bool:

@@ -397,6 +397,42 @@ def test_names_are_as_short_as_keeps_them_apart() -> None:
         names(["/x/a.jsonl"], ["/x/a.jsonl"])
 
 
+def test_a_folder_gives_what_links_lead_to_once(tmp_path: Path) -> None:
+    for name in ("raw/a/1.jsonl", "raw/.hidden/2.jsonl", "elsewhere/deep/3.jsonl", "one/4.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    links = {
+        "raw/out": "../elsewhere",
+        "raw/out2": "../elsewhere/deep",  # read as out/deep
+        "raw/latest": "a",
+        "raw/a/up": "..",
+        "elsewhere/back": "../raw",
+        "elsewhere/loop": "loop",
+        "raw/5.jsonl": "../one/4.jsonl",
+        "raw/gone.jsonl": "nowhere.jsonl",
+        "raw/gone": "nowhere",
+    }
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    found = [str(path.relative_to(tmp_path / "raw")) for path in map(Path, inputs.expand(["raw"], tmp_path))]
+    assert found == ["5.jsonl", "a/1.jsonl", "out/deep/3.jsonl"]
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raw" / "locked").mkdir(parents=True)
+    (tmp_path / "raw" / "a.jsonl").touch()
+    scandir = os.scandir
+
+    def locked(path: Any) -> Any:  # root may read any folder
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError, match="locked"):
+        inputs.expand(["raw"], tmp_path)
+
+
 def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "raw.jsonl").touch()
