@@ -26,7 +26,7 @@ from prefkit import manifest
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import DataError
 from prefkit.manifest import Manifest
-from prefkit.pairs import encoding, engines, extend, gone, named, publish, remote, report
+from prefkit.pairs import encoding, engines, extend, gone, listed, named, publish, remote, report
 from prefkit.pairs.account import account
 from prefkit.pairs.engine import Task, counts, run
 from prefkit.pairs.options import check_build
@@ -95,7 +95,13 @@ def build_pairs(
         selected, sketches = steps.select(buckets, united, clusters)
         selected, of_flags = steps.exclude(selected)
         selected = steps.mix(selected)
-        remarks = [*encoding.remarks(sources, read), *gone.remarks(sources, read), *of_names, *of_flags]
+        remarks = [
+            *encoding.remarks(sources, read),
+            *gone.remarks(sources, read),
+            *of_names,
+            *listed.remarks(read),
+            *of_flags,
+        ]
         record = account(plan(), sources, read, selected, before, remarks)
         files = steps.write(read, selected)
         record = publish.publish(out, record, files, sketches, before)

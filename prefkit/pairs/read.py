@@ -33,6 +33,7 @@ from prefkit.pairs.decode import Decoded, decode
 from prefkit.pairs.decontaminate import Decontamination, Index
 from prefkit.pairs.inputs import Part
 from prefkit.pairs.language import language as tag_languages
+from prefkit.pairs.listed import Listed
 from prefkit.pairs.named import Unmet
 from prefkit.pairs.packed import Packed, numbers_of
 from prefkit.pairs.rules import Rule, blamed, detail, rule
@@ -81,13 +82,14 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
     late = {name: one for name, one in rules.items() if name not in early}
     index = Index(*how.evaluation) if how.evaluation else None
     counts = {"rows": 0, "candidates": 0, "groups": 0}
-    unmet = Unmet(how.source)
+    unmet, listed = Unmet(how.source), Listed(how.filters)
     stream = decode(inputs.rows(part), how.source, part.file.name, unmet)
     reasons: Counter[tuple[Any, ...]] = Counter()
     with writing_runs(folder) as runs, tables.even_writer(folder / "rejects.arrow", schema.REJECTS) as drop:
         for first in stream:
             some = itertools.chain([first], _batch(stream))
             batch = collect(some, part.file.name, how.weights, how.keep_aspects, how.fold_case, counts["groups"])
+            listed.look(batch)
             batch = _redact(batch, how) if how.redact else batch
             counts["rows"] += batch.rows
             counts["candidates"] += batch.candidates
@@ -102,7 +104,7 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
             drop(rejects)
     by_reason = [[*reason, count] for reason, count in sorted(reasons.items())]
     facts = counts | {"runs": runs.lengths, "bytes": runs.bytes, "rejects": reasons.total(), "by_reason": by_reason}
-    facts |= {"unmet": unmet.options}
+    facts |= {"unmet": unmet.options, "listed": listed.facts()}
     (folder / "counts.json").write_text(json.dumps(facts))
 
 
