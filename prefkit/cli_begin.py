@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,8 @@ def _init(given: argparse.Namespace) -> int:
     from prefkit.pairs import draft, inputs, recognise
 
     asks = sys.stdin.isatty() and sys.stdout.isatty()
+    if given.out.is_dir():
+        raise UsageError(f"{given.out}: a folder; --out is the name of a file, such as {given.out / 'pipeline.toml'}.")
     if given.out.exists() and not given.force:
         raise UsageError(f"{given.out}: exists. Give another --out, or replace it with --force.")
     if not given.out.absolute().parent.is_dir():
@@ -107,7 +110,7 @@ def _init(given: argparse.Namespace) -> int:
     text = draft.write(reading, shown, names, paths, given.out, recipe=recipe or None, model=model or None)
     write_text_atomically(given.out, text)
     url = "" if paths else " URL"
-    print(f"Written: {given.out}. Next: prefkit build-pairs {given.out}{url} --out data")
+    print(f"Written: {given.out}. Next: prefkit build-pairs {shlex.quote(str(given.out))}{url} --out data")
     return 0
 
 
@@ -167,8 +170,8 @@ def _recognised(files: Sequence[RawFile], source: str | None, options: dict[str,
             if not asks or source:
                 raise
             print("No format is recognised by its columns, so please say what they are.")
-            kinds = [f"{name}: {what}" for name, (what, _) in KINDS_OF_ROWS.items()]
-            source = _choose("What is a row?", kinds).partition(":")[0]
+            told = {name: f"{name}: {what}" for name, (what, _) in KINDS_OF_ROWS.items()}
+            source = _choose("What is a row?", list(told), told)
             for option in KINDS_OF_ROWS[source][1]:
                 if option not in options:
                     options = options | {option: _choose(f"Which column is the {option}?", unread.columns)}
@@ -200,10 +203,12 @@ def _ask(question: str) -> str:
         return ""
 
 
-def _choose(question: str, choices: Sequence[str], *, may_be_none: bool = False) -> str:
-    """One of some choices, by number or name, asked for until it is one."""
+def _choose(
+    question: str, choices: Sequence[str], told: Mapping[str, str] | None = None, *, may_be_none: bool = False
+) -> str:
+    """One of some choices, by number or name, asked for until it is one; they are shown as they are `told`."""
     for number, choice in enumerate(choices, 1):
-        print(f"  {number}  {choice}")
+        print(f"  {number}  {told[choice] if told else choice}")
     hint = " (Enter: none)" if may_be_none else ""
     while True:
         answer = _ask(f"{question}{hint}")

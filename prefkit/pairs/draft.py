@@ -9,6 +9,7 @@ check it before it is written.
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,12 +88,13 @@ def write(
             f"--recipe {recipe}: it trains on pairs, and these rows make labels, since few answers have another to be "
             "paired with. Leave it out; `prefkit train kto` trains on labels."
         )
+    command = shlex.quote(str(name))
     own = reading.source in ANY_TABLE or ":" in reading.source
     entry = _table(reading, paths) if own else _known(reading, paths)
     head = [
         f"# Written by prefkit init. {shown}: {reading.summary}.",
-        f"#   prefkit build-pairs {name} {'' if paths else 'URL '}--out DATA",
-        *([f"#   prefkit train {name} --data DATA --out RUN"] if recipe else []),
+        f"#   prefkit build-pairs {command} {'' if paths else 'URL '}--out DATA",
+        *([f"#   prefkit train {command} --data DATA --out RUN"] if recipe else []),
         "#",
     ]
     text = "\n".join([*head, entry.strip()]) + "\n"

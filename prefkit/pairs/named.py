@@ -101,7 +101,7 @@ def refuse(source: Call, files: Sequence[RawFile], where: str) -> None:
         table = _table(file)
         for one in columns if table else []:
             if not one.is_in(table):
-                raise UsageError(f"{where}: {one.written}, but {_no_such(one, file.shown, [table])}")
+                raise UsageError(f"{where}: {one.written}, but {no_such(one, file.shown, [table])}")
 
 
 def _table(file: RawFile) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def _shape(kind: Any) -> Any:
     return [_shape(kind.value_type)] if is_list else None
 
 
-def _no_such(one: Named, place: str, rows: Sequence[dict[str, Any]]) -> str:
-    """The end of a sentence about a column that is not there, with those that some of the rows have."""
+def no_such(one: Named, place: str, rows: Sequence[dict[str, Any]]) -> str:
+    """A sentence about a column that is not there, with those that some of the rows have."""
     columns = names.Columns(rows, {})
     inside = names.Columns(columns.items(one.within), {}) if one.within else columns
     where = f'the items of "{one.within}" in {place}' if one.within else place
@@ -154,7 +154,7 @@ def remarks(
             asked = f"[[build.inputs]] {entry.source.name}{which(number, len(options.inputs))}: {one.written}"
             if len(lacking) == len(looked) and limit is None:
                 files = [file for file, _ in lacking]
-                told = _no_such(one, f"any row of {_listed(files)}", tables_of(inputs.first_rows(files[0], ROWS)))
+                told = no_such(one, f"any row of {_listed(files)}", tables_of(inputs.first_rows(files[0], ROWS)))
                 raise UsageError(f"{pipeline}: {asked}, but {told} Leave the option out where rows have none.")
             if left := [file for file, each in lacking if any(part["runs"] for part in each)]:  # of others `gone` tells
                 said.append(f'{_listed(left)}: no row that was read has the column "{one.path}" ({asked}).')

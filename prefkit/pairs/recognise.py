@@ -22,6 +22,7 @@ from prefkit.pairs.decode import Decoded, decode, tables_of
 from prefkit.pairs.encoding import WESTERN, is_western
 from prefkit.pairs.foreign import conversion
 from prefkit.pairs.inputs import RawFile, RawRow
+from prefkit.pairs.named import named, no_such
 from prefkit.pairs.records import Completion, Message
 
 ROWS = 200  # of each file that are looked at
@@ -119,6 +120,7 @@ def of_rows(rows: Iterable[RawRow], file: RawFile, source: str | None, options: 
         tried = [reading for name in group for reading in _readings(rows, file, name, tables, options)]
         best = max(tried, key=lambda reading: reading.used, default=None)  # of equal ones the first
         if best is not None and best.used:
+            _check_met(best, options, tables, file)
             return best
         fallen = best.reasons if best else "no columns of the usual names"
     raise _nothing(file, found, source, options, fallen)
@@ -143,6 +145,13 @@ def _check_options(source: str | None, options: Mapping[str, Any]) -> None:
         if option not in taken:
             who = f"{source} has no" if source else "no source for any table has"
             raise UsageError(f'--option: {who} "{option}".{did_you_mean(option, taken)}')
+
+
+def _check_met(reading: Reading, options: Mapping[str, Any], tables: Sequence[dict[str, Any]], file: RawFile) -> None:
+    """UsageError for a column that is named by an option and that none of the rows has."""
+    for one in named(resolve.check(resolve.find(reading.source, HOME, "--source"), reading.options, "--option")):
+        if one.option in options and not any(map(one.is_in, tables)):
+            raise UsageError(f"--option {one.option}: {no_such(one, f'the first rows of {file.shown}', tables)}")
 
 
 def _candidates(tables: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[list[str]]:

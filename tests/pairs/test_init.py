@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -193,6 +194,11 @@ def test_what_it_cannot_tell_it_says_with_the_mend(tmp_path: Path, capsys: pytes
     assert 'Did you mean "chosen"' in message
     message = fails(capsys, 2, "init", two, "--out", tmp_path / "x.toml", "--option", "score=relevanz")
     assert 'no column "relevanz", which --option score names. Did you mean "relevance"?' in message
+    message = fails(
+        capsys, 2, "init", two, "--out", tmp_path / "x.toml", "--option=score=relevance", "--option=model=relev"
+    )
+    assert "no such column in the first rows of" in message and 'Did you mean "relevance"?' in message
+    assert "a folder; --out is the name of a file" in fails(capsys, 2, "init", two, "--out", tmp_path)
     message = fails(capsys, 2, "init", two, "--out", tmp_path / "x.toml", "--source", "ratings", "--option", "promt=a")
     assert 'ratings has no "promt". Did you mean "prompt"?' in message
     nested = jsonl(tmp_path / "nested.jsonl", [{"meta": {"id": 1}, "q": "a?", "out": [{"t": "b", "j": {"s": 3}}]}])
@@ -323,15 +329,27 @@ def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
     assert "none of them" in said
 
 
-def test_at_a_terminal_it_asks_what_columns_of_other_names_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["1", "ratings"])
+def test_at_a_terminal_it_asks_what_columns_of_other_names_are(tmp_path: Path, kind: str) -> None:
     rows = [{"Frage": f"{n}?", "Antwort": f"{n} {k}", "Punkte": k} for n in range(20) for k in range(2)]
     jsonl(tmp_path / "fremd.jsonl", rows)
-    code, said = at_a_terminal(tmp_path, "fremd.jsonl\n1\n1\nAntwort\n3\n\n")
+    code, said = at_a_terminal(tmp_path, f"fremd.jsonl\n{kind}\n1\nAntwort\n3\n\n")
     assert code == 0, said
     inputs_entry = tomllib.loads((tmp_path / "pipeline.toml").read_text())["build"]["inputs"][0]
     columns = {"prompt": "Frage", "response": "Antwort", "score": "Punkte"}
     assert inputs_entry == {"use": "ratings", "paths": ["fremd.jsonl"], **columns}
     assert build_pairs(tmp_path / "pipeline.toml", tmp_path / "out").rows("train") > 0
+
+
+def test_the_commands_that_it_names_can_be_run_as_they_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = jsonl(tmp_path / "it's raw.jsonl", [{"prompt": "a?", "chosen": "b", "rejected": "c"}])
+    init(tmp_path / "my file.toml", raw, "--recipe", "laptop")
+    command = capsys.readouterr().out.partition("Next: ")[2]
+    assert shlex.split(command) == ["prefkit", "build-pairs", str(tmp_path / "my file.toml"), "--out", "data"]
+    comments = (tmp_path / "my file.toml").read_text().splitlines()[1:3]
+    assert [shlex.split(line)[3] for line in comments] == [str(tmp_path / "my file.toml")] * 2
 
 
 def test_at_a_terminal_columns_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
