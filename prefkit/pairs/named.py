@@ -67,7 +67,7 @@ def named(source: Call) -> list[Named]:
             within = (source.options.get(mark.within) or "") if mark.within else ""
             several = {f"{option}.{name}": path for name, path in value.items()} if isinstance(value, dict) else None
             found += [Named(name, path, within) for name, path in (several or {option: value}).items() if path]
-    return found
+    return sorted(found, key=lambda one: bool(one.within))  # without the list, its items have no columns
 
 
 def _mark(hint: Any) -> Names | None:

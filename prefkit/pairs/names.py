@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from prefkit.pairs.columns import DECIMAL, get, label_of
@@ -209,4 +210,4 @@ def _is_number(value: Any) -> bool:
         return bool(value) and all(map(_is_number, value))
     if isinstance(value, str):
         return DECIMAL.fullmatch(value) is not None
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,13 @@ def test_paths_are_relative_to_the_file_as_the_inputs_were_to_here(
 def test_columns_of_ones_own(row: dict[str, Any], options: dict[str, Any], tmp_path: Path) -> None:
     entry = init(tmp_path / "my.toml", jsonl(tmp_path / "rows.jsonl", [row] * 3))
     assert options.items() <= entry.items()
+
+
+def test_decimals_of_parquet_are_scores(tmp_path: Path) -> None:
+    rows = [{"prompt": "a?", "response": f"b{n}", "stars": Decimal(n) / 2} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert init(tmp_path / "my.toml", tmp_path / "rows.parquet")["score"] == "stars"
+    assert built(tmp_path / "my.toml").rows("train") == 1
 
 
 def test_labels_where_nothing_can_be_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,13 @@ def test_columns_of_the_items_of_a_list(tmp_path: Path, name: str, option: str) 
     assert mend + 'Did you mean "who"?' in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_list_that_is_not_there_is_said_before_its_items(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, LISTS)
+    with pytest.raises(UsageError, match=r'completions = "output", .* Did you mean "outputs"\?'):
+        build(tmp_path, "ratings", OF_LISTS | {"completions": "output", "model": "who"}, path)
+
+
 def test_lists_side_by_side_are_columns_of_the_row(tmp_path: Path) -> None:
     rows = [{"prompt": f"Is {n} odd?", "response": ["yes", "no"], "score": [n, 2], "who": ["a", "b"]} for n in range(9)]
     path = write(tmp_path / "a.jsonl", rows)
