@@ -38,6 +38,7 @@ from prefkit.pairs.patterns import (
 )
 from prefkit.pairs.rules import Measured
 from prefkit.pairs.scores import on_paper
+from prefkit.pairs.trimmed import trimmed
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -57,7 +58,7 @@ def prompt_length(*, min_characters: Count = 1, max_characters: Count = 20_000) 
 
 def response_length(*, min_characters: Count = 1, max_characters: Count = 20_000) -> Measured:
     """Keep responses with between min_characters and max_characters, outer white space not counted."""
-    return _within("response", pl.col("response").str.strip_chars().str.len_chars(), min_characters, max_characters)
+    return _within("response", trimmed(pl.col("response")).str.len_chars(), min_characters, max_characters)
 
 
 def sources(*, allow: Names | None = None, deny: Names | None = None) -> pl.Expr:
@@ -196,7 +197,7 @@ def length_ratio(*, max_ratio: Annotated[float, Field(ge=1)] = 10.0, floor: Posi
     Source: preference optimisation learns length where pairs differ in it (Park et al., arXiv:2403.19159; Singhal et
     al., arXiv:2310.03716).
     """
-    lengths = [_text(side).str.strip_chars().str.len_chars() for side in ("chosen", "rejected")]
+    lengths = [trimmed(_text(side)).str.len_chars() for side in ("chosen", "rejected")]
     counted = [length.clip(lower_bound=floor) for length in lengths]
     keep = pl.max_horizontal(counted) <= max_ratio * pl.min_horizontal(counted)
     return Measured(keep, pl.format("chosen: {} characters, rejected: {} characters", *lengths))

@@ -38,6 +38,7 @@ from prefkit.pairs.named import Unmet
 from prefkit.pairs.packed import Packed, numbers_of
 from prefkit.pairs.rules import Rule, blamed, detail, rule
 from prefkit.pairs.text import canonical
+from prefkit.pairs.trimmed import trimmed
 from prefkit.resolve import Call
 
 BATCH_ROWS = 4000
@@ -47,7 +48,7 @@ OPEN_PARTS = 256  # with two files each; a process may open 1,024 where nothing 
 
 # Rules that no pipeline can turn off: a pair needs answers that were given and rated.
 ALWAYS = {
-    "empty_response": Rule(pl.col("response").str.strip_chars().str.len_bytes() > 0),
+    "empty_response": Rule(pl.col("response").str.contains(r"\S")),
     "missing_score": Rule(pl.col("score").is_finite()),
 }
 OF_PROMPT = {"prompt_id", "source", "prompt", "lang", "lang_prob", "langs"}
@@ -238,7 +239,7 @@ class Runs:
     def add(self, prompts: pl.DataFrame, answers: pl.DataFrame) -> None:
         """Prompts with answers; those without any are left out."""
         key = keys_of(prompts["prompt_id"])
-        text = pl.col("response").str.strip_chars().hash()
+        text = trimmed(pl.col("response")).hash()
         answers = answers.with_columns(text=text, key=pl.Series(key).gather(answers["at"]))
         prompts = prompts.with_columns(key=pl.Series(key))[answers["at"].unique().sort()]
         self._waiting.append((prompts, answers))

@@ -30,6 +30,7 @@ from prefkit.pairs.packed import hexadecimal
 from prefkit.pairs.read import keys_of
 from prefkit.pairs.rules import Rule, blamed, detail, rule
 from prefkit.pairs.text import uniform
+from prefkit.pairs.trimmed import trimmed
 from prefkit.pairs.unite import SCORE_RULES, SET_RULES, sets_of
 from prefkit.resolve import Call
 
@@ -192,7 +193,7 @@ def _candidates(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
 
 
 def _characters(side: str) -> pl.Expr:
-    return text_of(side).str.strip_chars().str.len_chars()
+    return trimmed(text_of(side)).str.len_chars()
 
 
 # Whether chosen is the longer answer, which nothing asks of labels.
