@@ -26,6 +26,7 @@ from prefkit.pairs.classifier_kernel import predict, word_table
 from prefkit.pairs.packed import Packed
 
 MAGIC, VERSION = 793712314, 12
+PREFIX = "__label__"
 HIERARCHICAL_SOFTMAX, SUPERVISED = 1, 3
 KSUB = 256  # centroids of a sub-quantiser
 
@@ -33,7 +34,7 @@ KSUB = 256  # centroids of a sub-quantiser
 class Classifier(NamedTuple):
     """The arrays of a model; H is the width of the hidden layer."""
 
-    labels: list[str]
+    labels: list[str]  # without PREFIX
     vectors: npt.NDArray[np.float32]  # [rows, H]: of words, then of n-grams
     nodes: npt.NDArray[np.float32]  # [labels, H]: of the inner nodes, the root last; one row too many, as in the file
     children: npt.NDArray[np.int32]  # [2 labels - 1, 2]: left and right of each node; -1 of a leaf, which is a label
@@ -45,9 +46,9 @@ class Classifier(NamedTuple):
     shortest: int  # characters of an n-gram
     longest: int
 
-    def predict(self, lines: Packed, characters: int, k: int) -> list[list[tuple[float, str]]]:
+    def predict(self, lines: Packed, characters: int, k: int) -> list[list[tuple[str, float]]]:
         """The `k` best labels of each line with their probabilities, best first, as the library's `predict` gives them
-        for its first `characters` characters.
+        for its first `characters` characters; none above 1, as rounding makes some of the library's.
 
         Words end at white space, newlines included, which for the library must be spaces; a line without words has no
         labels.
@@ -56,9 +57,10 @@ class Classifier(NamedTuple):
         scores = np.empty((count, k), np.float32)
         found = np.empty((count, k), np.int32)
         predict(lines.data, lines.ends, characters, *self[1:], scores, found)
+        named = np.array([*self.labels, None], object)[found]  # -1, of no label, is the last
         return [
-            [(one, self.labels[label]) for one, label in zip(*row, strict=True) if label >= 0]
-            for row in zip(scores.tolist(), found.tolist(), strict=True)
+            [(label, probability) for label, probability in zip(*row, strict=True) if label]
+            for row in zip(named.tolist(), np.minimum(scores, 1).tolist(), strict=True)
         ]
 
 
@@ -88,7 +90,7 @@ def load(path: Path) -> Classifier | None:
     ends = np.concatenate([[0], np.cumsum([len(word) for word in words])]).astype(np.int64)
     text = np.frombuffer(b"".join(words), np.uint8)
     return Classifier(
-        labels=[name.decode() for name, _ in labels],
+        labels=[name.decode().removeprefix(PREFIX) for name, _ in labels],
         vectors=vectors,
         nodes=nodes,
         children=_huffman([count for _, count in labels]),

@@ -58,23 +58,18 @@ def language(
     probability below `unsure_below`, the language is "und", with the probability of the tag that was too unsure.
     `responses` is for the build, which then has answers tagged as well as prompts; it changes nothing here.
     """
-    result = Tags([], [], [])
     packed = texts if isinstance(texts, Packed) else Packed.of(texts)
-    for found in _load(model)(packed, characters, k):
-        best = [(label.removeprefix("__label__"), min(probability, 1.0)) for probability, label in found]
-        tag, probability = best[0] if best else (None, None)
-        unsure = probability is not None and probability < unsure_below
-        result.languages.append(UNDETERMINED if unsure else tag)
-        result.probabilities.append(probability)
-        result.best.append(best)
-    return result
+    best = _load(model)(packed, characters, k)
+    first = [tags[0] if tags else (None, None) for tags in best]
+    languages = [UNDETERMINED if p is not None and p < unsure_below else tag for tag, p in first]
+    return Tags(languages, [probability for _, probability in first], best)
 
 
 @functools.cache
 def tags_of(model: str) -> list[str] | None:
     """All tags that a model of lid.176's kind gives; None for any other, whose labels the library does not tell."""
     compiled = classifier.load(model_path(model))
-    return [label.removeprefix("__label__") for label in compiled.labels] if compiled else None
+    return compiled.labels if compiled else None
 
 
 def model_path(model: str) -> Path:
@@ -92,12 +87,12 @@ def _shipped() -> Path:
     return Path(package.submodule_search_locations[0]) / "resources" / SHIPPED
 
 
-Predict = Callable[[Packed, int, int], list[list[tuple[float, str]]]]
+Predict = Callable[[Packed, int, int], list[list[tuple[str, float]]]]
 
 
 @functools.cache
 def _load(model: str) -> Predict:
-    """A function from texts, how many of their characters to look at, and k, to the k best labels of each with their
+    """A function from texts, how many of their characters to look at, and k, to the k best tags of each with their
     probabilities."""
     path = model_path(model)
     compiled = classifier.load(path)
@@ -112,8 +107,9 @@ def _library(path: Path) -> Predict:
     except ValueError as error:
         raise UsageError(f"[build.language] model: {path} is not a fastText model ({error}).") from error
 
-    def of_text(text: str, k: int) -> list[tuple[float, str]]:
+    def of_text(text: str, k: int) -> list[tuple[str, float]]:
         line = " ".join(text.split())  # spaces are all white space that fastText knows beyond ASCII
-        return predict(line + "\n", k, 0.0, "strict") if line else []
+        found = predict(line + "\n", k, 0.0, "strict") if line else []
+        return [(label.removeprefix(classifier.PREFIX), min(probability, 1.0)) for probability, label in found]
 
     return lambda texts, characters, k: [of_text(text.decode()[:characters], k) for text in texts.bytes()]
