@@ -95,6 +95,28 @@ def test_type_checkers_see_signatures(tmp_path: Path) -> None:
         assert f"[{code}]" in errors[number]
 
 
+def test_what_build_pairs_takes_and_what_not(tmp_path: Path) -> None:
+    raw = write_lines(tmp_path / "raw.jsonl", dirty_lines(40))
+    more = write_lines(tmp_path / "more.jsonl", dirty_lines(40, seed=1))
+    hashes = {
+        prefkit.build_pairs("ultrafeedback", tmp_path / str(number), given=given).data_hash
+        for number, given in enumerate([raw, str(raw), [raw], (str(raw),)])
+    }
+    assert len(hashes) == 1
+    added = [
+        prefkit.build_pairs("ultrafeedback", tmp_path / kind.__name__, given=more, onto=kind(tmp_path / "0"))
+        for kind in (str, Path)
+    ]
+    assert added[0].data_hash == added[1].data_hash != hashes.pop()
+    with pytest.raises(
+        UsageError, match=r"s3://bucket/set: out is a folder of this machine; a URL is given as upload_to"
+    ):
+        prefkit.build_pairs("ultrafeedback", "s3://bucket/set", given=raw)
+    for limit in (0, -3):
+        with pytest.raises(UsageError, match=f"limit = {limit}: it must be at least 1"):
+            prefkit.build_pairs("ultrafeedback", tmp_path / "limit", given=raw, limit=limit)
+
+
 def test_load_pairs_gives_the_rows_that_the_manifest_lists(data: Path) -> None:
     record = manifest.read(data)
     for split, schema in (("train", PAIRS), ("test", PAIRS), ("rejects", REJECTS)):

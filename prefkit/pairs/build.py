@@ -22,9 +22,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from prefkit import manifest
+from prefkit import manifest, urls
 from prefkit.config import Pipeline, load_pipeline
-from prefkit.errors import DataError
+from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest
 from prefkit.pairs import encoding, engines, extend, gone, listed, named, publish, remote, report
 from prefkit.pairs.account import account
@@ -39,7 +39,7 @@ def build_pairs(
     pipeline: Pipeline | str | Path,
     out: Path | str,
     *,
-    given: Sequence[str] = (),
+    given: str | Path | Sequence[str | Path] = (),
     workers: int | None = None,
     engine: str = "local",
     address: str | None = None,
@@ -47,24 +47,30 @@ def build_pairs(
     overwrite: bool = False,
     keep_work: bool = False,
     progress: Stages | None = None,
-    onto: Path | None = None,
+    onto: Path | str | None = None,
     upload_to: str | None = None,
     with_report: bool = True,
 ) -> Manifest:
     """Build the data set that `pipeline` describes into the folder `out`, and return its manifest.
 
-    `pipeline` is a loaded one, a pipeline file, or the name of a shipped one. `given` files take the place of those in
-    the pipeline; `limit` reads only the first rows of each. A finished data set of the same inputs and options is left
-    as it is; of others, it is replaced only with `overwrite`. `keep_work` keeps the finished steps for the next build.
+    `pipeline` is a loaded one, a pipeline file, or the name of a shipped one. `given` files, one or several, take the
+    place of those in the pipeline; `limit` reads only the first rows of each. A finished data set of the same inputs
+    and options is left as it is; of others, it is replaced only with `overwrite`. `keep_work` keeps the finished steps
+    for the next build.
     `engine`, `workers` and `address` say where the tasks run (see `engines.executor`): without them, in this process.
     With `onto`, a finished data set, the result is that one with these files added to it (see `extend`). With
     `upload_to`, a URL, the result is put there as well, under the same rules, and `out` is no more than where it is
     made. `with_report` writes report.html beside the finished data set, unless there is one of it (see `report`).
     Raises UsageError or DataError.
     """
+    if urls.is_url(str(out)):
+        raise UsageError(f"{urls.shown(str(out))}: out is a folder of this machine; a URL is given as upload_to.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit = {limit}: it must be at least 1.")
     pipeline, out = load_pipeline(pipeline), Path(out)
-    before = extend.open_before(onto, out)
-    options = check_build(pipeline, given, out, before.known.files)
+    raw = [given] if isinstance(given, str | Path) else given
+    before = extend.open_before(Path(onto) if onto else None, out)
+    options = check_build(pipeline, list(map(str, raw)), out, before.known.files)
     stages = progress or Stages(live=False)
     with publish.only_builder(out), engines.executor(engine, workers, address) as executor:
         sources = [Source(entry, file, options, limit) for entry, file in options.files()]
