@@ -99,7 +99,7 @@ REJECTS = pa.schema(
         ("origin_row", pa.int64()),
         ("completion_index", pa.int32()),  # null: the whole raw row
         ("prompt_id", pa.string()),  # null: the row has no readable prompt
-        ("cluster_id", pa.string()),  # null: it fell before duplicates were looked for
+        ("cluster_id", pa.string()),  # null: it fell before near-duplicates were looked for
         ("detail", pa.string()),
         ("raw", pa.binary()),  # the bytes of a row that could not be decoded, else null
     ]

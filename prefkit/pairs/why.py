@@ -285,7 +285,7 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     for cluster in facts["clusters"]:
         yield from _cluster_lines(cluster)
     if not facts["clusters"]:
-        yield "no cluster: all of it fell before duplicates were looked for"
+        yield "no cluster: all of it fell before near-duplicates were looked for"
 
 
 def _row_lines(row: Mapping[str, Any]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from prefkit.cli import main
 from prefkit.config import Pipeline
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest
-from prefkit.pairs import dedupe, extend, redact
+from prefkit.pairs import dedupe, extend, redact, why
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.verify import verify
 from tests.pairs.kills import states
@@ -306,6 +306,18 @@ def test_what_does_not_fit_is_refused(chain: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(extend, "PROBES", ("as if sketches were others",))
     with pytest.raises(UsageError, match="this version makes others"):
         build(chosen, tmp_path / "o", chain / "b.jsonl", onto=chain / "one")
+
+
+def test_why_of_a_prompt_that_was_there_before(tmp_path: Path) -> None:
+    """It has no cluster, since it fell as a duplicate before near-duplicates were looked for."""
+    line = json.dumps({"prompt": "What is it?", "chosen": "This.", "rejected": "That."}).encode()
+    a, b = (write_lines(tmp_path / name, [line.replace(b"This", name.encode())]) for name in ("a.jsonl", "b.jsonl"))
+    chosen = pipeline(tmp_path, text='[[build.inputs]]\nuse = "pairs"\n')
+    build(chosen, tmp_path / "one", a)
+    build(chosen, tmp_path / "two", b, onto=tmp_path / "one")
+    told = list(why.lines(why.why(tmp_path / "two", "b.jsonl:1")))
+    assert "exact_duplicate (a.jsonl, row 1 of the data set before is the same prompt)" in told[2]
+    assert told[-1] == "no cluster: all of it fell before near-duplicates were looked for"
 
 
 def test_other_patterns_of_personal_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
