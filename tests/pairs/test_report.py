@@ -186,6 +186,14 @@ def test_the_sample_shows_every_reason_and_is_bounded(data: Path, monkeypatch: p
     assert cut["chosen"].endswith(f"({cut['chosen_chars'] - 10:,} more characters)")
 
 
+def test_remarks_of_the_build_are_findings(tmp_path: Path) -> None:
+    out = build(tmp_path, dirty_lines(40), "build.filters=[{use='sources', deny=['<b>nobody</b>']}]")
+    (remark,) = manifest.read(out).remarks
+    assert findings.findings(manifest.read(out), contents.gather(out, manifest.read(out)).figures)[0] == (True, remark)
+    page = (out / "report.html").read_text()
+    assert "no row that was read has the source" in page and "<b>nobody" not in page
+
+
 def test_what_the_data_does_not_tell_is_said_so(tmp_path: Path) -> None:
     folder = ready_made(tmp_path, conversations(1)[:1])
     text = report.write(folder).read_text("utf-8")

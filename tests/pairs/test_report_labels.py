@@ -158,7 +158,10 @@ def test_the_weights_that_balance_are_those_of_training(data: Path, tmp_path: Pa
     text = next(one for one in said(data) if "of answers are good" in one)
     assert not text.startswith("Look")
     rng = random.Random(4)
-    rows = [{"prompt": sentence(rng, 25), "answers": [rated(rng, 9, 1 if at % 5 else 5)]} for at in range(200)]
+    rows = [
+        {"prompt": sentence(rng, 25), "source": "a", "answers": [rated(rng, 9, 1 if at % 5 else 5)]}
+        for at in range(200)
+    ]
     few = build(tmp_path, rows)
     text = next(one for one in said(few) if "of answers are good" in one)
     (weights,) = re.findall(r"^Look: .* desirable_weight = (.*) does it\.$", text)
@@ -178,7 +181,7 @@ def test_a_name_that_gives_the_label_away_is_said(tmp_path: Path) -> None:
 
 def test_one_label_alone_is_said(tmp_path: Path) -> None:
     rng = random.Random(2)
-    rows = [{"prompt": sentence(rng, 25), "answers": [rated(rng, 9, 5)]} for _ in range(20)]
+    rows = [{"prompt": sentence(rng, 25), "source": "a", "answers": [rated(rng, 9, 5)]} for _ in range(20)]
     folder = build(tmp_path, rows)
     assert any("with one label alone, there is nothing to tell apart" in one for one in said(folder))
     Outline((folder / "report.html").read_text("utf-8"))

@@ -15,6 +15,7 @@ def findings(record: Manifest, figures: Figures) -> list[Finding]:
     """What asks for a decision first."""
     of = of_labels if record.kind == "labels" else of_pairs
     found = [
+        *(Finding(True, remark) for remark in record.remarks),
         *of.findings(record, figures),
         *_no_test(record),
         *_duplicates(record),
