@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -128,15 +128,35 @@ def check(address: str, given: Mapping[str, Any], where: str) -> Call:
         key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
         for key, parameter in known.items()
     }
-    model = pydantic.create_model("Options", __config__=pydantic.ConfigDict(protected_namespaces=()), **fields)
+    config = pydantic.ConfigDict(protected_namespaces=(), allow_inf_nan=False)
+    model = pydantic.create_model("Options", __config__=config, **fields)
     try:  # strict, so that true is no number and "no" is not false; as JSON, so that a list may be a tuple
         checked = model.model_validate_json(json.dumps(given, default=str), strict=True)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"])
-        shown = "" if first["type"] in ("missing", "too_short") else f", not {first['input']!r}"
-        raise UsageError(f"{where}: option {option}: {first['msg']}{shown}.") from error
+        raise UsageError(f"{where}: option {_said(error.errors(), given)}.") from error
     return Call(address, checked.model_dump(mode="json"))
+
+
+def _said(errors: Sequence[Any], given: Mapping[str, Any]) -> str:
+    """Where pydantic's errors are, what may stand there, in all its kinds, and what does."""
+    places = [_place(error["loc"], given) for error in errors]
+    place = max(places, key=len)  # of a value that may be of several kinds, this one came furthest
+    here = [error for error, at in zip(errors, places, strict=True) if at == place]
+    first, *others = dict.fromkeys(error["msg"].replace("an object", "a table") for error in here)
+    allowed = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+    shown = "" if here[0]["type"] in ("missing", "too_short") else f", not {here[0]['input']!r}"
+    return f"{'.'.join(map(str, place))}: {allowed}{shown}"
+
+
+def _place(path: Sequence[Any], given: Any) -> list[Any]:
+    """Where an error is in what was given: pydantic's `path` without the kinds that a value may be of."""
+    place = []
+    for number, part in enumerate(path):
+        within = isinstance(given, Mapping) and part in given
+        if number == 0 or within or (isinstance(given, list | tuple) and isinstance(part, int)):
+            place.append(part)
+            given = given[part] if within else given[part] if part in range(len(given)) else None
+    return place
 
 
 def summary(function: Callable[..., Any]) -> str:

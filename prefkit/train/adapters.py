@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from prefkit.errors import TrainError, one_line
+from prefkit.errors import TrainError, did_you_mean, one_line
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -130,6 +130,7 @@ def add(model: Any, lora: Lora, dtype: torch.dtype) -> Any:
         use_rslora=lora.use_rslora,
         task_type="CAUSAL_LM",
     )
+    _check_targets(model, lora.target_modules)
     shared = _shared_weight(model)
     try:
         adapted = _peft_model(model, config)
@@ -143,6 +144,15 @@ def add(model: Any, lora: Lora, dtype: torch.dtype) -> Any:
             )
     _hold_frozen_in(adapted, dtype, but=shared)
     return adapted
+
+
+def _check_targets(model: Any, targets: str | list[str]) -> None:
+    """TrainError for a name in a list of modules that none has: peft only minds where all of them are wrong."""
+    names = [name for name, _ in model.named_modules()]
+    for target in targets if isinstance(targets, list) else ():
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+            raise TrainError(f'lora: target_modules: no module is called "{target}".{did_you_mean(target, linear)}')
 
 
 def _shared_weight(model: Any) -> Any:

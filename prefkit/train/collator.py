@@ -18,7 +18,7 @@ from prefkit.errors import TrainError
 from prefkit.train import chat, length
 from prefkit.train.fill import pack
 from prefkit.train.pack import Bin, Tree, collate, split_tree
-from prefkit.train.store import Prompt
+from prefkit.train.store import Prompt, length_hint
 
 MESSAGES = ("prompt", "chosen", "rejected")
 
@@ -73,7 +73,7 @@ class PackingCollator:
         pairs = counts.pop("examples", 0)
         told = {name: count for name, count in counts.items() if count}
         if not pairs:
-            raise TrainError(f"none of the {len(rows)} rows of a batch can be used ({told}). Raise max_length?")
+            raise TrainError(f"none of the {len(rows)} rows of a batch can be used ({told}).{length_hint(counts)}")
         packed = pack([tree.size for tree in trees], self.max_tokens)
         bins = [collate([trees[i] for i in members]) for members in packed]
         return {"bins": bins, "pairs": pairs, "counts": told}

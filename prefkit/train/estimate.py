@@ -47,7 +47,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefkit.errors import TrainError, one_line
 from prefkit.manifest import Manifest
-from prefkit.train import attention, blocks, chat, experts, labelled, policy, shards, tokenizer
+from prefkit.train import attention, blocks, chat, experts, labelled, policy, shards, splits, tokenizer
 from prefkit.train.adapters import Lora
 from prefkit.train.attention import backbone
 from prefkit.train.beside import with_mismatched
@@ -57,7 +57,7 @@ from prefkit.train.logps import CHUNK_LOGITS
 from prefkit.train.objective import Preference, of_phase, tokenising
 from prefkit.train.options import Phase, TrainOptions
 from prefkit.train.policy import Policy
-from prefkit.train.splits import check_columns
+from prefkit.train.store import length_hint
 
 TFLOPS = 400.0  # 10^12 FLOP/s that an H100 really reaches, at 40 % of its peak
 PROBE = 64  # tokens
@@ -100,7 +100,7 @@ def plan(options: TrainOptions, data: Path | str, *, max_steps: int | None, tflo
     planned = outline(options, manifest, max_steps=max_steps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, Path(scratch))
-        check_columns(options, folder, manifest)
+        splits.check(options, folder, manifest)
         try:
             words = tokenizer.of_run(options, folder, manifest, Path(scratch))
             for phase, losses, entry in zip(options.phases, options.losses, planned, strict=True):
@@ -277,7 +277,7 @@ def sample(data: Path, manifest: Manifest, words: Any, how: Tokenising) -> Token
         built = with_mismatched(built, how.max_length)
     sequences = [sequence for prompt in built for sequence in prompt.sequences]
     if not sequences:
-        raise TrainError("of the first rows none is left to train on. Raise max_length?")
+        raise TrainError(f"of the first rows none is left to train on.{length_hint(counts)}")
     return Tokens(
         computed=sum(prompt.tree_tokens for prompt in built) / counts["rows"],
         answers=sum(len(s.tokens) - s.start for s in sequences) / counts["rows"],

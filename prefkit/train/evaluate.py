@@ -38,6 +38,7 @@ from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import Preference, States, preferred
 from prefkit.train.pack import Layout
 from prefkit.train.policy import Dtype
+from prefkit.train.store import length_hint
 from prefkit.train.terms import Weighted
 
 ALWAYS = ("source", "lang")  # slices that are reported even if there is one alone
@@ -157,7 +158,7 @@ def measured(name: str | Path, asked: Asked) -> Measured:
     examples = Examples.of(store)
     if not store.counts["examples"]:
         what = "answer" if asked.how.labels else "pair"
-        raise TrainError(f"no {what} can be evaluated: {store.summary}. Raise max_length?")
+        raise TrainError(f"no {what} can be evaluated: {store.summary}.{length_hint(store.counts)}")
 
     def logps(name: str | Path, stage: str) -> np.ndarray:
         weights = policy.load(name, trust_remote_code=asked.trust_remote_code)

@@ -27,10 +27,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from prefkit.errors import TrainError, UsageError, did_you_mean, one_line
+from prefkit.errors import TrainError, UsageError, did_you_mean, nearest, one_line
 from prefkit.train import adapters, attention, blocks, parallel, router
 from prefkit.train.adapters import Lora
 from prefkit.train.hub import local_files_only
@@ -155,7 +155,8 @@ def create(config: dict[str, Any], tokenizer: Any, *, seed: int) -> Any:
     try:
         known = AutoConfig.for_model(model_type)
     except Exception as error:
-        raise UsageError(f'[model] config: transformers knows no model_type "{model_type}".') from error
+        hint = nearest(str(model_type), CONFIG_MAPPING)
+        raise UsageError(f'[model] config: transformers knows no model_type "{model_type}".{hint}') from error
     for key in options:
         if key not in known.to_dict():
             raise UsageError(f'[model] config: {model_type} has no "{key}".{did_you_mean(key, known.to_dict())}')

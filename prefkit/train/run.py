@@ -46,6 +46,7 @@ from prefkit.train import (
     shards,
     sinks,
     slices,
+    splits,
     standing,
     tokenizer,
 )
@@ -60,7 +61,7 @@ from prefkit.train.metrics import Progress, Silent
 from prefkit.train.objective import of_phase
 from prefkit.train.options import Phase, check
 from prefkit.train.samples import SampleOptions, Samples
-from prefkit.train.splits import check_columns, make_plan, open_splits
+from prefkit.train.splits import make_plan, open_splits
 from prefkit.train.terms import Weighted
 
 __all__ = ["check", "train"]
@@ -101,7 +102,7 @@ def train(
             writers = of_first.enter_context(sinks.opened(log_to, out, options.table(), progress.note))
         parallel.alike({"the options": options.table(), "the data set": manifest.data_hash, "max_steps": max_steps})
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or out / "cache", shard_cache)
-        check_columns(options, folder, manifest)
+        splits.check(options, folder, manifest)
         with parallel.first_before_others():
             words = tokenizer.of_run(options, folder, manifest, out)
         kept = Path(parallel.of_first(str(chat.cache_folder(folder, cache, out / "cache"))))

@@ -22,13 +22,13 @@ All of it is a function of seed, epoch and data. What is left out or repeated is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from prefkit.errors import TrainError, did_you_mean
-from prefkit.train.arriving import Arriving
+from prefkit.errors import TrainError, UsageError, did_you_mean
+from prefkit.train.arriving import Arriving, Index
 from prefkit.train.examples import Examples, running
 from prefkit.train.options import Phase
 
@@ -38,7 +38,7 @@ COPY = 40  # bits of a prompt's number; what stands above tells its copies in an
 def select(examples: Examples | Arriving, phase: Phase) -> tuple[Examples | Arriving, Sampling]:
     """The examples that a phase's filters let through, and how its epochs draw from them.
 
-    TrainError if a source or language that an option names is not there, or a curriculum lacks margins.
+    UsageError if a source or language that an option names is not there, TrainError if a curriculum lacks margins.
     """
     values = {"source": examples.values("source"), "lang": examples.values("lang")}
     learned = examples.labels() if phase.objective == "sft" else None  # of a stream; else the store has good ones alone
@@ -50,15 +50,40 @@ def select(examples: Examples | Arriving, phase: Phase) -> tuple[Examples | Arri
     for name in values:
         given, limits = getattr(phase, f"{name}_weights"), getattr(phase, f"{name}_caps")
         if given is not None:
-            weights = weights_of(f"{name}_weights", given, of_prompts[name]) * (1.0 if weights is None else weights)
+            of_each = weights_of(f"{phase.name}: {name}_weights", given, of_prompts[name])
+            weights = of_each if weights is None else of_each * weights
         if limits is not None:
-            caps.append(cap_of(f"{name}_caps", limits, of_prompts[name]))
+            caps.append(cap_of(f"{phase.name}: {name}_caps", limits, of_prompts[name]))
     turn = None
     if phase.curriculum is not None:
         left = examples.counts() > 0
         turn = np.zeros(len(left))  # of no prompt that filters leave nothing of
         turn[left] = turns(phase.curriculum, mean_margins(examples)[left], of_prompts["source"][left])
     return examples, Sampling(weights, tuple(caps), turn, fallen)
+
+
+def looks_at_rows(phase: Phase) -> bool:
+    """Whether anything of this is asked for."""
+    by_name = [f"{name}{what}" for name in ("source", "lang") for what in ("s", "_weights", "_caps")]
+    return any(getattr(phase, option) is not None for option in (*by_name, "min_margin", "curriculum"))
+
+
+def check(phase: Phase, index: Sequence[Index]) -> None:
+    """What `select` would refuse, and filters that leave nothing, by an index of the shards: before there are tokens.
+
+    Raises what `select` raises. Rows that cannot be used within max_length count here.
+    """
+    values = {name: np.concatenate([one.values[name] for one in index]) for name in ("source", "lang")}
+    margins = -np.diff(np.concatenate([one.scores for one in index]), axis=1)[:, 0]
+    kept, _ = keep(values, margins, phase)
+    if not kept.any():
+        raise TrainError(f"{phase.name}: filters leave nothing to train on.")
+    for name, column in values.items():
+        for option in (f"{name}_weights", f"{name}_caps"):
+            if isinstance(named := getattr(phase, option), Mapping):
+                _check_known(f"{phase.name}: {option}", named, column)
+    if phase.curriculum is not None:
+        _check_margins(phase.curriculum, margins[kept], "pairs are")
 
 
 def told(account: Mapping[str, int]) -> str:
@@ -83,7 +108,7 @@ def keep(
 
     for name, wanted in (("source", phase.sources), ("lang", phase.langs)):
         if wanted is not None:
-            _check_known(f"{name}s", wanted, values[name])
+            _check_known(f"{phase.name}: {name}s", wanted, values[name])
             judge(f"{name}s", np.isin(values[name].astype(str), wanted))
     if phase.min_margin is not None:
         judge("min_margin", margins >= phase.min_margin)  # also those without scores
@@ -158,12 +183,7 @@ def cap_of(name: str, caps: int | Mapping[str, int], values: np.ndarray) -> Cap:
 
 def turns(curriculum: str, margins: np.ndarray, sources: np.ndarray) -> np.ndarray:
     """The turn of each prompt in [0, 1] by its mean margin: quantiles within its source, equal margins sharing one."""
-    missing = int(np.isnan(margins).sum())
-    if missing:
-        raise TrainError(
-            f'curriculum = "{curriculum}" goes by margin, but {missing:,} of {len(margins):,} prompts have pairs '
-            "without scores. Leave the curriculum out, or those pairs, with min_margin = 0."
-        )
+    _check_margins(curriculum, margins, "prompts have pairs")
     known, groups = np.unique(sources.astype(str), return_inverse=True)
     quantiles = np.zeros(len(margins))
     for group in range(len(known)):
@@ -202,8 +222,17 @@ def _splitmix(value: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
     return value ^ (value >> np.uint64(31))
 
 
+def _check_margins(curriculum: str, margins: np.ndarray, which: str) -> None:
+    missing = int(np.isnan(margins).sum())
+    if missing:
+        raise TrainError(
+            f'curriculum = "{curriculum}" goes by margin, but {missing:,} of {len(margins):,} {which} without scores. '
+            "Leave the curriculum out, or those pairs, with min_margin = 0."
+        )
+
+
 def _check_known(option: str, named: Collection[str], values: np.ndarray) -> None:
     known = set(values.tolist())
     for name in named:
         if name not in known:
-            raise TrainError(f'{option}: the train split has nothing of "{name}".{did_you_mean(name, known)}')
+            raise UsageError(f'{option}: the train split has nothing of "{name}".{did_you_mean(name, known)}')

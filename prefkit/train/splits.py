@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,48 @@ from prefkit.train.examples import Examples
 from prefkit.train.job import Job, SplitData
 from prefkit.train.objective import Preference, Supervised, of_phase, tokenising
 from prefkit.train.options import Phase, TrainOptions
+from prefkit.train.store import length_hint
 from prefkit.train.stream import Plan
 from prefkit.train.terms import Weighted
 
 
-def check_columns(options: TrainOptions, data: Path, manifest: Manifest) -> None:
-    """UsageError for a phase that learns from a column of messages which the data set lacks, before any phase begins.
+def check(options: TrainOptions, data: Path, manifest: Manifest) -> None:
+    """What the phases ask of the data set, and it has not, is said before the first one begins, which may take days.
 
-    Read off one shard, of which no more than its end is fetched.
+    UsageError or TrainError. Read off the end of one shard, and a few columns of all where an option goes by rows.
     """
-    shard = next(shard for shard in manifest.of_split("train") if shard.rows)
-    with shards.opened(data, shard) as file:
+    listed = manifest.of_split("train")
+    with shards.opened(data, next(shard for shard in listed if shard.rows)) as file:
         there = shards.columns_of_messages(pq.ParquetFile(file).schema_arrow)
-    known = f"the data set's columns of messages are {', '.join(there)}"
+    index = read_index(data, listed) if any(map(sampling.looks_at_rows, options.phases)) else []
     for phase, losses in zip(options.phases, options.losses, strict=True):
         where = f"{options.path}: [[train]] {phase.name}"
         asked = tokenising(phase, of_phase(phase, losses), manifest.kind).answers
-        if not losses and phase.column not in there:
-            raise UsageError(f'{where}: there is no column = "{phase.column}"; {known}.{nearest(phase.column, there)}')
-        if not {*asked} <= {*there}:
-            raise UsageError(
-                f"{where}: it learns from {' and '.join(asked)}, and {known}. Take a data set that build-pairs wrote, "
-                'or objective = "sft".'
-            )
+        _check_columns(asked, there, where, fine_tunes=not losses)
+        if not manifest.rows("test"):
+            _check_no_test_is_asked_for(phase)
+        if sampling.looks_at_rows(phase):
+            sampling.check(phase, index)
+
+
+def _check_columns(asked: Collection[str], there: Collection[str], where: str, *, fine_tunes: bool) -> None:
+    """UsageError for columns of messages to learn from that are not there."""
+    known = f"the data set's columns of messages are {', '.join(there)}"
+    for column in asked:
+        if fine_tunes and column not in there:
+            raise UsageError(f'{where}: there is no column = "{column}"; {known}.{nearest(column, there)}')
+    if not {*asked} <= {*there}:
+        raise UsageError(
+            f"{where}: it learns from {' and '.join(asked)}, and {known}. Take a data set that build-pairs wrote, or "
+            'objective = "sft".'
+        )
+
+
+def _check_no_test_is_asked_for(phase: Phase) -> None:
+    if "overfitting" in (phase.alarms or {}).get("stop", ()):
+        raise TrainError(
+            f'{phase.name}: alarms: stop names "overfitting", which is seen on a test split, and there is none.'
+        )
 
 
 def open_splits(
@@ -51,15 +71,14 @@ def open_splits(
     train_set = open_split(job, phase, objective, "train", model)
     test_set = open_split(job, phase, objective, "test", model) if job.manifest.rows("test") else None
     if not phase.stream and not train_set.store.counts["examples"]:
-        raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}. Raise max_length?")
+        hint = length_hint(train_set.store.counts)
+        raise TrainError(f"{phase.name}: nothing to train on is left of {train_set.store.summary}.{hint}")
     if test_set is not None and not test_set.store.counts["examples"]:
         test_set = None  # said aloud by its summary; training does not need it
     if test_set is None and phase.eval_every is not None:
         job.progress.note(f"{phase.name}: eval_every = {phase.eval_every} has no effect, since there is no test split.")
-    if test_set is None and "overfitting" in (phase.alarms or {}).get("stop", ()):
-        raise TrainError(
-            f'{phase.name}: alarms: stop names "overfitting", which is seen on a test split, and there is none.'
-        )
+    if test_set is None:
+        _check_no_test_is_asked_for(phase)
     return train_set, test_set
 
 

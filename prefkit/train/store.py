@@ -97,6 +97,14 @@ LOSSES = {
 }
 
 
+TOO_LONG = ("prompt_too_long", "completion_too_long", "too_long", "same_after_cut")
+
+
+def length_hint(counts: Mapping[str, int]) -> str:
+    """What to try where nothing is left, to append to a message; empty where no limit is to blame."""
+    return " Raise max_length?" if any(counts.get(name) for name in TOO_LONG) else ""
+
+
 class Example(NamedTuple):
     """What the data set says of a pair, or of an answer; None where it says nothing."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_type_hints
 
@@ -107,7 +108,7 @@ def weighted(objective: str | list[Any], given: Mapping[str, Any], where: str) -
 
 def _of_entry(entry: Mapping[str, Any], address: str, where: str) -> Weighted:
     weight = entry.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise UsageError(f"{where}: objective {entry['use']}: weight must be a number above 0, not {weight!r}.")
     options = {key: value for key, value in entry.items() if key not in ("use", "weight")}
     return Weighted(float(weight), resolve.check(address, options, f"{where}: objective {entry['use']}"))

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import has_file
 
 from prefkit import resolve
-from prefkit.errors import TrainError, did_you_mean, one_line
+from prefkit.errors import TrainError, UsageError, did_you_mean, one_line
 from prefkit.manifest import Manifest
 from prefkit.train import shards
 from prefkit.train.adapters import base_of
@@ -86,11 +86,14 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def set_chat_template(tokenizer: Any, chat_template: str | None, folder: Path) -> None:
-    """Use a built-in template, or one from a file (relative to `folder`); TrainError if there is none in the end."""
+    """Use a built-in template, or one from a file (relative to `folder`); TrainError if there is none in the end.
+
+    UsageError for a name that stands for neither.
+    """
     if chat_template is not None:
         path = folder / chat_template
         if chat_template not in TEMPLATES and not path.is_file():
-            raise TrainError(
+            raise UsageError(
                 f'chat_template = "{chat_template}" is neither a file nor a built-in template.'
                 f"{did_you_mean(chat_template, TEMPLATES)}"
             )

@@ -52,6 +52,13 @@ def logits(model):
     return model(input_ids=torch.arange(3, 13)[None], use_cache=False).logits
 
 
+def test_a_module_that_the_model_lacks_is_named_among_others_that_it_has():
+    model = make_model("Llama")
+    with pytest.raises(TrainError, match=r'target_modules: no module is called "q_prj"\. Did you mean "q_proj"'):
+        adapters.check_fits(model, Lora(r=2, target_modules=["v_proj", "q_prj"]))
+    adapters.check_fits(model, Lora(r=2, target_modules=["v_proj", "self_attn.q_proj"]))
+
+
 def test_an_adapter_is_loaded_with_its_base(sft_adapter, base):
     expected = peft.AutoPeftModelForCausalLM.from_pretrained(sft_adapter)
     found = policy.load(sft_adapter)

@@ -37,10 +37,52 @@ def test_a_new_tokenizer_fits_no_trained_weights(tmp_path: Path) -> None:
         check(pipeline(tmp_path, text))
 
 
-@pytest.mark.parametrize("option", ["warmup = 1.5", "seed = -1", "learning_rate = inf", "learning_rate = 0"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "warmup = 1.5",
+        "seed = -1",
+        "learning_rate = inf",
+        "learning_rate = 0",
+        "warmup = inf",
+        "beta = inf",
+        "eps = nan",
+        "weight_decay = inf",
+        "lora = { alpha = inf }",
+        "source_weights = { a = inf }",
+    ],
+)
 def test_values_that_cannot_be(tmp_path: Path, option: str) -> None:
     with pytest.raises(UsageError, match=option.split()[0]):
         check(pipeline(tmp_path, f"{RANDOM}{option}\n"))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (
+            'activation_checkpointing = "ful"',
+            "option activation_checkpointing: Input should be 'none', 'matmuls' or "
+            "'full' or a valid number, not 'ful'.",
+        ),
+        ("activation_checkpointing = 0", "'full' or greater than 0, not 0."),
+        ("activation_checkpointing = nan", "'full' or a finite number, not nan."),
+        ("samples = { prompts = [7] }", "samples: option prompts.0: Input should be a valid string, not 7."),
+        ("source_caps = { a = 0 }", "option source_caps.a: Input should be greater than or equal to 1, not 0."),
+        ("lora = true", "option lora: Input should be a table, not True."),
+        ("betas = [0.9, 1.0]", "option betas.1: Input should be less than 1, not 1.0."),
+    ],
+)
+def test_what_an_option_may_be_is_said_in_all_its_kinds(tmp_path: Path, option: str, words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        check(pipeline(tmp_path, f"{RANDOM}{option}\n"))
+    assert str(refused.value).endswith(words)
+
+
+def test_the_weight_of_a_loss_is_finite(tmp_path: Path) -> None:
+    text = RANDOM.replace('"sigmoid"', '[{ use = "sigmoid", weight = inf }]')
+    with pytest.raises(UsageError, match="weight must be a number above 0, not inf"):
+        check(pipeline(tmp_path, text))
 
 
 ASKED_FOR = """

@@ -410,7 +410,7 @@ def test_what_is_wrong_is_found_before_the_reference_which_takes_long(data, tmp_
     for phase, words in (
         ({**DPO, "objective": "odpo"}, "the objective needs the scores of both answers, but 6 of 6 pairs of the train"),
         ({**DPO, "samples": {"prompts": 2}}, "no test split to take prompts from"),
-        ({**DPO, "lora": {"target_modules": ["nothing"]}}, r"target_modules = \['nothing'\] cannot be used"),
+        ({**DPO, "lora": {"target_modules": ["nothing"]}}, 'no module is called "nothing"'),
     ):
         with pytest.raises(TrainError, match=words):
             run.train(pipeline(data, phase), data=tmp_path / "plain", out=tmp_path / "other")
@@ -483,6 +483,34 @@ def test_a_column_that_a_phase_lacks_is_found_before_any_begins(data, tmp_path):
             assert str(refused.value).startswith(f"{data / 'test.toml'}: [[train]] second: ")
             assert words in str(refused.value)
         assert not (tmp_path / "r").exists()
+
+
+def test_what_a_phase_takes_of_rows_that_are_not_there_is_found_before_any_begins(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run_phase", lambda job, number: pytest.fail("a phase begins"))
+    plain = [{**row, "margin": None, "chosen_score": None} for row in toy_pairs(6)]
+    write_data_set(tmp_path / "plain", plain)
+    later = {**DPO, "name": "second"}
+    for of, options, error, words in (
+        (
+            data,
+            {"sources": ["od"]},
+            UsageError,
+            'second: sources: the train split has nothing of "od". Did you mean "o',
+        ),
+        (data, {"langs": ["fr"]}, UsageError, 'second: langs: the train split has nothing of "fr". Known: en.'),
+        (data, {"source_weights": {"evn": 2}}, UsageError, 'source_weights: .* Did you mean "even"'),
+        (data, {"lang_caps": {"fr": 2}}, UsageError, "second: lang_caps: the train split has nothing"),
+        (data, {"min_margin": 1e9}, TrainError, "second: filters leave nothing to train on"),
+        (tmp_path / "plain", {"curriculum": "easy_first"}, TrainError, "6 of 6 pairs are without scores. Leave the"),
+        (tmp_path / "plain", {"alarms": {"stop": ["overfitting"]}}, TrainError, "second: alarms: stop names"),
+    ):
+        for attempt in training_and_dry_run(pipeline(data, SFT, {**later, **options}), of, tmp_path / "r"):
+            with pytest.raises(error, match=words):
+                attempt()
+        assert not (tmp_path / "r").exists()
+    known = {"sources": ["odd"], "source_weights": {"odd": 2.0}, "lang_caps": {"en": 5}, "min_margin": 0.5}
+    with pytest.raises(pytest.fail.Exception, match="a phase begins"):
+        run.train(pipeline(data, SFT, {**later, **known, "curriculum": "easy_first"}), data=data, out=tmp_path / "r")
 
 
 def test_an_empty_train_split_is_one_sentence(tmp_path):

@@ -210,7 +210,7 @@ def test_what_no_filter_can_judge(tmp_path):
     ],
 )
 def test_names_that_are_not_there_are_refused(examples, options, said):
-    with pytest.raises(TrainError, match=said):
+    with pytest.raises(UsageError, match=said):
         planned(examples, **options)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from prefkit.errors import TrainError
+from prefkit.errors import TrainError, UsageError
 from prefkit.train import tokenizer
 from tests.train.datasets_for_tests import toy_pairs, write_data_set
 
@@ -67,7 +67,7 @@ def test_templates_by_name_and_file(tmp_path):
     (tmp_path / "my.jinja").write_text("{{ messages[0].content }}")
     tokenizer.set_chat_template(words, "my.jinja", tmp_path)
     assert words.apply_chat_template(chat, tokenize=False) == "Hi"
-    with pytest.raises(TrainError, match=r'"plane" is neither a file nor a built-in template.*Did you mean "plain"'):
+    with pytest.raises(UsageError, match=r'"plane" is neither a file nor a built-in template.*Did you mean "plain"'):
         tokenizer.set_chat_template(words, "plane", tmp_path)
 
 
