@@ -252,7 +252,8 @@ def _adopt(given: argparse.Namespace) -> int:
     from prefkit import adopt
 
     made = adopt.adopt(given.paths, given.out, column=given.column, test=given.test)
-    print(f"{made.rows('train'):,} conversations to train on, {made.rows('test'):,} to test on, in {given.out}")
+    train = made.rows("train")
+    print(f"{train:,} conversation{'s' * (train != 1)} to train on, {made.rows('test'):,} to test on, in {given.out}")
     return 0
 
 

@@ -129,6 +129,8 @@ def data_hash(shards: Sequence[Shard]) -> str:
 def read(folder: Path) -> Manifest:
     """The manifest of a finished data set; DataError where there is none, or one that this version cannot read."""
     path = folder / FILE_NAME
+    if folder.is_file():
+        raise DataError(f"{folder}: a file, and no data set. Give the folder that prefkit build-pairs wrote.")
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder. Build the data set first: prefkit build-pairs PIPELINE --out {folder}"

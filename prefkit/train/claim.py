@@ -20,6 +20,7 @@ from typing import Any
 
 from prefkit.errors import UsageError
 from prefkit.manifest import Manifest, write_text_atomically
+from prefkit.toml import as_toml
 from prefkit.train import alarms, metrics, samples
 from prefkit.train.options import COSTS, TrainOptions
 from prefkit.train.sinks import SINKS
@@ -62,16 +63,25 @@ def has_metrics(out: Path) -> bool:
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ: dotted key (phases by name), old value, new value."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    """Where two JSON values differ: dotted key (phases by name), old value, new value; of other phases, their names."""
+    before, now = _names(old), _names(new)
+    if before and now and before != now:
+        yield key, before, now
+    elif isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
             yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, (one, other) in enumerate(zip(old, new, strict=True)):
-            name = one.get("name", number) if isinstance(one, dict) else number
+            name = before[number] if before else number
             yield from differences(one, other, f"{key}.{name}")
     elif old != new:
         yield key, old, new
+
+
+def _names(value: Any) -> list[str]:
+    """The names of phases, in a list of them; nothing of any other value."""
+    items = value if isinstance(value, list) else []
+    return [item["name"] for item in items if isinstance(item, dict) and "name" in item]
 
 
 @contextmanager
@@ -103,13 +113,17 @@ def _checked(out: Path, table: dict[str, Any], *, resume: bool) -> Any:
     except ValueError as error:
         raise UsageError(f"{out / RECORD}: damaged, so the run cannot be resumed. Choose another --out.") from error
     found = differences(before, table)
-    changed = [f"{key} was {old!r} and is now {new!r}" for key, old, new in found if not _is_cost(key)]
+    changed = [f"{key} was {_shown(old)} and is now {_shown(new)}" for key, old, new in found if not _is_cost(key)]
     if changed:
         raise UsageError(
             f"{out}: cannot resume, {'; '.join(changed)}: the result depends on it. Set it back, or choose another "
             f"--out. What may change is what decides memory and time alone: {', '.join(COSTS)}."
         )
     return before
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else as_toml(value)
 
 
 def _is_cost(key: str) -> bool:

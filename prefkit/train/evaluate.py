@@ -137,8 +137,9 @@ def opened(data: Path | str, split: str, cache: Path | None, scratch: Path) -> t
         folder = data if isinstance(data, Path) else shards.mirror(data, manifest, cache or scratch)
     if manifest.kind not in ("pairs", "labels"):
         raise DataError(f"{data}: holds {manifest.kind}, whose answers nobody has judged.")
-    if not manifest.rows(split):
-        raise DataError(f'{data}: the split "{split}" has no {manifest.kind}. Splits: {splits(manifest)}.')
+    if split not in splits(manifest) or not manifest.rows(split):
+        there = ", ".join(splits(manifest))
+        raise DataError(f'{data}: the split "{split}" has no {manifest.kind}. Splits: {there}.')
     return manifest, folder
 
 
@@ -293,6 +294,6 @@ def prompt_of_pairs(examples: Examples) -> np.ndarray:
     return np.repeat(np.arange(len(counts)), counts)
 
 
-def splits(manifest: Manifest) -> str:
-    """The splits that a data set has, for a message."""
-    return ", ".join(dict.fromkeys(shard.split for shard in manifest.shards if shard.split != "rejects"))
+def splits(manifest: Manifest) -> list[str]:
+    """The splits that a data set has."""
+    return list(dict.fromkeys(shard.split for shard in manifest.shards if shard.split != "rejects"))

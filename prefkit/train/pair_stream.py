@@ -22,17 +22,6 @@ from prefkit.train.examples import Examples
 from prefkit.train.options import Phase
 from prefkit.train.stream import Plan, Step, make_step
 
-SAMPLING = (
-    "sources",
-    "langs",
-    "min_margin",
-    "source_weights",
-    "lang_weights",
-    "source_caps",
-    "lang_caps",
-    "curriculum",
-)
-
 
 class PairStream:
     """The steps of all epochs over one split of a data set, each with this rank's bins of token trees.
@@ -75,8 +64,9 @@ class PairStream:
         where the tokenizer has no chat template, nothing is left to train on, or a pair exceeds `max_tokens`.
         """
         for name in sampling_options:
-            if name not in SAMPLING:
-                raise UsageError(f'PairStream: unknown option "{name}". Sampling options: {", ".join(SAMPLING)}.')
+            if name not in sampling.OPTIONS:
+                known = ", ".join(sampling.OPTIONS)
+                raise UsageError(f'PairStream: unknown option "{name}". Sampling options: {known}.')
         if urls.is_url(str(data)):
             raise UsageError(f"{urls.shown(str(data))}: PairStream reads a local folder. Download the data set first.")
         options = {
@@ -90,7 +80,8 @@ class PairStream:
             "shuffle_window": shuffle_window,
             **sampling_options,
         }
-        phase = Phase(**resolve.check("prefkit.train.options:Phase", options, "PairStream").options)
+        checked = resolve.check("prefkit.train.options:Phase", options, "PairStream").options
+        phase = Phase(**checked | {"name": "PairStream"})
         whole, self.store = _tokens(Path(data), tokenizer, split, phase, cache, progress or metrics.Silent())
         self.examples, draws = sampling.select(whole, phase)
         self.plan = Plan(

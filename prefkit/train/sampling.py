@@ -32,6 +32,16 @@ from prefkit.train.arriving import Arriving, Index
 from prefkit.train.examples import Examples, running
 from prefkit.train.options import Phase
 
+OPTIONS = (  # of a phase
+    "sources",
+    "langs",
+    "min_margin",
+    "source_weights",
+    "lang_weights",
+    "source_caps",
+    "lang_caps",
+    "curriculum",
+)
 COPY = 40  # bits of a prompt's number; what stands above tells its copies in an epoch apart
 
 
@@ -64,8 +74,7 @@ def select(examples: Examples | Arriving, phase: Phase) -> tuple[Examples | Arri
 
 def looks_at_rows(phase: Phase) -> bool:
     """Whether anything of this is asked for."""
-    by_name = [f"{name}{what}" for name in ("source", "lang") for what in ("s", "_weights", "_caps")]
-    return any(getattr(phase, option) is not None for option in (*by_name, "min_margin", "curriculum"))
+    return any(getattr(phase, option) is not None for option in OPTIONS)
 
 
 def check(phase: Phase, index: Sequence[Index]) -> None:

@@ -76,6 +76,20 @@ def test_damaged_record_is_one_sentence(data, tmp_path):
         run.train(pipeline(data, DPO), data=data, out=tmp_path / "r", resume=True)
 
 
+def test_other_phases_are_said_by_their_names_and_what_is_not_set_as_such(data, tmp_path):
+    out, second = tmp_path / "r", {**DPO, "name": "second"}
+    run.train(pipeline(data, DPO), data=data, out=out)
+    for phases, steps, words in (
+        ([DPO, second], None, 'options.train was ["dpo"] and is now ["dpo", "second"]: the result depends on it.'),
+        ([second], None, 'options.train was ["dpo"] and is now ["second"]: the result'),
+        ([{**DPO, "max_steps": 3}], 5, "max_steps was not set and is now 5; options.train.dpo.max_steps was 2 and is"),
+        ([{**DPO, "lora": {"r": 2}}], None, "options.train.dpo.lora was not set and is now { r = 2, alpha = 32.0, "),
+    ):
+        with pytest.raises(UsageError) as refused:
+            run.train(pipeline(data, *phases), data=data, out=out, resume=True, max_steps=steps)
+        assert words in str(refused.value)
+
+
 def test_two_processes_in_one_folder(data, tmp_path):
     out = tmp_path / "r"
     run.train(pipeline(data, DPO), data=data, out=out)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefkit import manifest
 from prefkit.cli import main
 from prefkit.errors import DataError, TrainError
+from prefkit.manifest import Shard
 from prefkit.train import evaluate, generate, run
 from prefkit.train.metrics import Silent
 from prefkit.train.render import render
@@ -105,6 +108,16 @@ def test_slices_add_up(trained):
     narrow = Console(file=io.StringIO(), width=80)
     render(result, narrow)
     assert "…" not in narrow.file.getvalue(), "no figure is cut in a terminal of 80 columns"
+
+
+def test_rejects_are_no_split(tmp_path):
+    made = write_data_set(tmp_path / "d", [pair("prompt", "x", "y")])
+    with_rejects = replace(made, shards=[*made.shards, Shard("rejects/r.parquet", "rejects", 3, 9, "0" * 64)])
+    (tmp_path / "d" / manifest.FILE_NAME).write_text(manifest.dump(with_rejects))
+    with pytest.raises(DataError, match=r'"rejects" has no pairs. Splits: train\.'):
+        evaluate.evaluate("any", data=tmp_path / "d", split="rejects")
+    with pytest.raises(DataError, match="a file, and no data set"):
+        manifest.read(tmp_path / "d" / manifest.FILE_NAME)
 
 
 def test_what_cannot_be_evaluated(trained, tmp_path):

@@ -86,7 +86,7 @@ def test_what_it_refuses(data, words, tmp_path):
         prefkit.PairStream(tmp_path / "none", words)
     with pytest.raises(TrainError, match='no split "tset"'):
         prefkit.PairStream(data, words, split="tset")
-    with pytest.raises(TrainError, match="ood"):
+    with pytest.raises(UsageError, match='PairStream: sources: the train split has nothing of "ood"'):
         prefkit.PairStream(data, words, sources=["ood"])
     with pytest.raises(TrainError, match="more than max_tokens = 10"):
         prefkit.PairStream(data, words, max_tokens=10)
