@@ -70,7 +70,7 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
         nargs="*",
         default=[],
         metavar="INPUT",
-        help="files, folders or globs in place of the pipeline's paths",
+        help="files, folders, globs or URLs in place of the pipeline's paths",
     )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the data set, made if missing; or s3://… or gs://…"
@@ -92,7 +92,7 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
     )
     parser.add_argument("--address", metavar="ADDRESS", help="of a running cluster; for ray: auto, HOST:PORT, ray://…")
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="read only the first N lines (rows of Parquet) of each file"
+        "--limit", type=positive, metavar="N", help="read only the first N rows of each file (of JSONL: lines)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the checked options and the plan, and stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON instead of text")

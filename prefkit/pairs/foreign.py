@@ -57,14 +57,13 @@ def refuse(file: RawFile) -> None:
             f"{file.shown}: it is text in {encoding}, and rows are read as UTF-8. Convert it: "
             f"{conversion(file, encoding)}"
         )
-    if file.has_suffix(".csv", ".tsv"):
-        return
-    if OBJECT.match(head):
+    lines = file.has_suffix(".jsonl", ".ndjson")
+    if (lines or file.has_suffix(".json")) and OBJECT.match(head):
         raise DataError(
             f"{file.shown}: an object that goes over several lines is no row. Write each row as one line, as jq -c . "
             "does; where one object holds all rows in a list, take them out of it: jq -c '.NAME[]'."
         )
-    if not file.has_suffix(".json") and ARRAY.match(head):
+    if lines and ARRAY.match(head):
         raise DataError(f"{file.shown}: it is a JSON array; its name should end in .json{file.compression}.")
 
 

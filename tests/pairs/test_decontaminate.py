@@ -333,6 +333,16 @@ def test_all_formats_give_the_same_items(tmp_path: Path, name: str, write: Any) 
     assert found == [Match("exact_overlap", 0, 1.0), Match("exact_overlap", 1, 1.0), None]
 
 
+@pytest.mark.parametrize("first", ['[{"a": 1}] is what kind of a list, and why?', "{"])
+def test_a_prompt_a_line_may_look_like_json(tmp_path: Path, first: str) -> None:
+    (tmp_path / "a.txt").write_text(f'{first}\n"quoted", he said, and who was it that did?\n')
+    write_index(tmp_path, decontaminate(paths=files(["a.txt"], tmp_path)))
+    found = match(
+        Index(tmp_path, decontaminate(paths=files(["a.txt"], tmp_path))), '"quoted", he said, and who was it that did?'
+    )
+    assert found is not None and found.reason == "exact_overlap"
+
+
 def test_of_several_files_the_first_that_has_an_item_is_named(tmp_path: Path) -> None:
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "b.txt").write_text(f"Is this a question?\n\n{QUESTION}\n")
