@@ -70,8 +70,10 @@ def test_quiet_says_nothing(raw: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_dry_run_writes_nothing(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(build(raw, tmp_path / "out", "--dry-run", "--set", "build.split.test=0.25")) == 0
+    more = ["--set", "build.split.test=0.25", "--set", "build.redact={kinds=['ip']}"]
+    assert main(build(raw, tmp_path / "out", "--dry-run", *more)) == 0
     printed = capsys.readouterr().out
+    assert re.search(r'^redact +kinds = \["ip"\]$', printed, re.MULTILINE) and "sha256" not in printed
     assert re.search(r"^split +test = 0\.25, seed = 0$", printed, re.MULTILINE)
     assert re.search(r"^dedupe +threshold = 0\.7, ", printed, re.MULTILINE)
     assert "nothing was written" in printed

@@ -60,7 +60,8 @@ def _written(name: str, step: Any) -> str:
     use = step.get("use", name)
     function = use.rpartition(":")[2] if use.startswith("prefkit.") else use
     paths = {"paths": list(step["paths"])} if "paths" in step else {}
-    said = in_words({key: step[key] for key in step if key not in ("use", "model_sha256")} | paths)
+    options = {key: step[key] for key in step if key != "use" and not key.endswith("_sha256")}  # not for people
+    said = in_words(options | paths)
     return ": ".join(part for part in (function if function != name else "", said) if part)
 
 
