@@ -153,6 +153,8 @@ def parse_value(text: str) -> Any:
 def section(table: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     """The sub-table `key`, empty if missing; UsageError if it is not a table."""
     value = table.get(key, {})
+    if isinstance(value, list):
+        raise UsageError(f"{where}: there is one [{key}], so write it with one bracket at each side.")
     if not isinstance(value, dict):
         raise UsageError(f"{where}: [{key}] must be a table of options, not {value!r}.")
     return dict(value)
@@ -162,7 +164,7 @@ def tables(table: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any
     """The list of tables `key`, empty if missing; UsageError if it is something else."""
     value = table.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise UsageError(f"{where}: [[{key}]] must be a list of tables.")
+        raise UsageError(f"{where}: [[{key}]] must be a list of tables: write each with two brackets at each side.")
     return [dict(item) for item in value]
 
 

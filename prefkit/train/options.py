@@ -129,6 +129,30 @@ PREFERENCE_ONLY = (
 )
 # Alarms that have nothing to look at where an option has no effect: there is no reference, or there are no pairs.
 ALARMS_NEED = {"displacement": "reference", "kl": "reference", "saturation": "sft_weight", "length": "sft_weight"}
+# What options of TRL's trainers are called here.
+OF_TRL = {
+    "batch_size": "pairs_per_step",
+    "per_device_train_batch_size": "pairs_per_step",
+    "gradient_accumulation_steps": "pairs_per_step",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "num_train_epochs": "epochs",
+    "optim": "optimizer",
+    "loss_type": "objective",
+    "rpo_alpha": "sft_weight",
+    "use_weighting": "wpo",
+    "sync_ref_model": "reference_sync",
+    "precompute_ref_log_probs": "reference",
+    "bf16": "dtype",
+    "fp16": "dtype",
+    "gradient_checkpointing": "activation_checkpointing",
+    "attn_implementation": "attention",
+    "eval_steps": "eval_every",
+    "save_steps": "checkpoint_every",
+    "save_total_limit": "keep_checkpoints",
+}
 NEVER_OFF = ("learning_rate", "alarms")  # options whose None stands for something
 TABLES = {  # options that are tables, and what they are checked by
     "lora": "prefkit.train.adapters:Lora",
@@ -206,7 +230,8 @@ def check_phase(table: Mapping[str, Any], where: str) -> tuple[Phase, list[Weigh
     """A phase and its losses: the options of both stand in one table, and are told apart by their signatures."""
     objective = table.get("objective")
     if not isinstance(objective, str | list):
-        raise UsageError(f'{where}: objective is missing, for example objective = "sigmoid", or "sft".')
+        what = "is missing" if objective is None else "must be a name or a list of losses"
+        raise UsageError(f'{where}: objective {what}, for example objective = "sigmoid", or "sft".')
     found = terms.addresses(objective, where)
     of_loss = resolve.options_of(resolve.load(found[0])) if found and isinstance(objective, str) else {}
     of_phase = resolve.options_of(Phase)
@@ -266,7 +291,9 @@ def _check_keys(table: Mapping[str, Any], foreign: Mapping[str, str], known: lis
             why = f": {foreign[key]}" if foreign[key] else ""
             raise UsageError(f'{where}: option "{key}" has no effect on {shown}{why}.')
         if key not in known:
-            hint = did_you_mean(key, [name for name in known if name not in foreign])
+            there = [name for name in known if name not in foreign]
+            named_here = OF_TRL.get(key)
+            hint = f' Here it is "{named_here}".' if named_here in there else did_you_mean(key, there)
             raise UsageError(f'{where}: {shown} has no option "{key}".{hint}')
 
 

@@ -38,6 +38,7 @@ from prefkit.train.logps import check_head, padded_token_logps, sequence_sums, t
 from prefkit.train.pack import Bin
 
 Dtype = Literal["float32", "bfloat16"]
+OF_MAIN_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # all that tells this RuntimeError from another
 
 
 @dataclass(frozen=True)
@@ -206,13 +207,18 @@ def frozen_copy(policy: Policy) -> Policy:
 
 @contextlib.contextmanager
 def limits_named(what: str, mend: Callable[[], str]) -> Iterator[None]:
-    """A device without enough memory, and a compiler that fails, are one sentence each: TrainError, with the mend."""
+    """Too little memory, on a device or of the machine, and a compiler that fails, are one sentence each: TrainError,
+    with the mend."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainError(f"{what}: the device has not enough memory. {mend()} ({one_line(error)})") from error
     except TorchDynamoException as error:
         raise TrainError(f"{what}: torch cannot compile the layers. Leave compile out. ({one_line(error)})") from error
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and OF_MAIN_MEMORY not in str(error):
+            raise
+        raise TrainError(f"{what}: the machine has not enough memory. {mend()} ({one_line(error)})") from error
 
 
 @contextlib.contextmanager

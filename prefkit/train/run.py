@@ -134,7 +134,7 @@ def memory_mend(job: Job, phase: Phase) -> str:
     savers = {
         f"max_tokens below {phase.max_tokens:,}": True,
         'activation_checkpointing = "full"': phase.activation_checkpointing != "full",
-        "cpu_offload = true": phase.lora is None and not phase.cpu_offload,
+        "cpu_offload = true": policy.own_device().type == "cuda" and phase.lora is None and not phase.cpu_offload,
         'reference = "cached"': phase.reference == "live" and phase.reference_sync is None and not phase.stream,
     }
     changers = {'dtype = "bfloat16"': phase.dtype == "float32", "lora": phase.lora is None}

@@ -85,12 +85,14 @@ def check(phase: Phase, index: Sequence[Index]) -> None:
     values = {name: np.concatenate([one.values[name] for one in index]) for name in ("source", "lang")}
     margins = -np.diff(np.concatenate([one.scores for one in index]), axis=1)[:, 0]
     kept, _ = keep(values, margins, phase)
-    if not kept.any():
-        raise TrainError(f"{phase.name}: filters leave nothing to train on.")
     for name, column in values.items():
-        for option in (f"{name}_weights", f"{name}_caps"):
-            if isinstance(named := getattr(phase, option), Mapping):
-                _check_known(f"{phase.name}: {option}", named, column)
+        weights, caps = getattr(phase, f"{name}_weights"), getattr(phase, f"{name}_caps")
+        if weights is not None:
+            kept &= weights_of(f"{phase.name}: {name}_weights", weights, column) > 0
+        if isinstance(caps, Mapping):
+            _check_known(f"{phase.name}: {name}_caps", caps, column)
+    if not kept.any():
+        raise TrainError(f"{phase.name}: filters and weights leave nothing to train on.")
     if phase.curriculum is not None:
         _check_margins(phase.curriculum, margins[kept], "pairs are")
 

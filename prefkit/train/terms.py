@@ -121,5 +121,5 @@ def _find(name: str, where: str) -> str:
     if name.lower() == "dpo":
         raise UsageError(f'{where}: DPO\'s loss goes by the name "sigmoid", as in TRL: objective = "sigmoid".')
     if ":" not in name and name not in losses:
-        raise UsageError(f'{where}: there is no objective "{name}".{did_you_mean(name, ["sft", *losses])}')
+        raise UsageError(f'{where}: there is no objective "{name}".{did_you_mean(name.lower(), ["sft", *losses])}')
     return resolve.find(name, HOME, where)

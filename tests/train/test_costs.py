@@ -237,9 +237,9 @@ def test_too_little_memory_is_met_by_going_on_as_the_message_says(data, original
         train(data, tmp_path / "r", phase)
     assert str(caught.value).startswith(
         "dpo: the device has not enough memory. In [[train]] dpo, set max_tokens below 8,192 or "
-        'activation_checkpointing = "full" or cpu_offload = true or reference = "cached", which decide memory and time '
-        'alone, and go on with --resume. dtype = "bfloat16" and lora save more, and change the result: with these, '
-        "choose another --out. --dry-run estimates what each takes. (OutOfMemoryError"
+        'activation_checkpointing = "full" or reference = "cached", which decide memory and time alone, and go on with '
+        '--resume. dtype = "bfloat16" and lora save more, and change the result: with these, choose another --out. '
+        "--dry-run estimates what each takes. (OutOfMemoryError"
     )
     train(data, tmp_path / "r", {**phase, "max_tokens": SMALL}, resume=True)
     far = apart(tmp_path / "r", original("sigmoid", 8192))

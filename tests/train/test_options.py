@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from prefkit import resolve
 from prefkit.config import load_pipeline
 from prefkit.errors import UsageError
-from prefkit.train.options import Phase, check, warmup_steps
+from prefkit.train.options import OF_TRL, Phase, check, warmup_steps
 
 
 def pipeline(folder: Path, text: str):
@@ -77,6 +78,35 @@ def test_what_an_option_may_be_is_said_in_all_its_kinds(tmp_path: Path, option: 
     with pytest.raises(UsageError) as refused:
         check(pipeline(tmp_path, f"{RANDOM}{option}\n"))
     assert str(refused.value).endswith(words)
+
+
+@pytest.mark.parametrize("name", OF_TRL)
+def test_names_of_trl_are_told_what_they_are_called_here(tmp_path: Path, name: str) -> None:
+    assert name not in resolve.options_of(Phase)
+    assert OF_TRL[name] in resolve.options_of(Phase)
+    with pytest.raises(UsageError) as refused:
+        check(pipeline(tmp_path, f"{RANDOM}{name} = 1\n"))
+    assert str(refused.value).endswith(f'objective "sigmoid" has no option "{name}". Here it is "{OF_TRL[name]}".')
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (RANDOM.replace('objective = "sigmoid"', "objective = 3"), "objective must be a name or a list of losses"),
+        (RANDOM.replace('objective = "sigmoid"', "beta = 0.1"), "objective is missing, for example"),
+        (RANDOM.replace('"sigmoid"', '"SFT"'), 'no objective "SFT". Did you mean "sft"?'),
+        (RANDOM.replace("[[train]]", "[train]"), "[[train]] must be a list of tables: write each with two brackets"),
+        (RANDOM.replace("[model]", "[[model]]"), "there is one [model], so write it with one bracket at each side."),
+        (
+            f"{RANDOM}rpo_alpha = 1\n".replace('"sigmoid"', '"sft"'),
+            'objective "sft" has no option "rpo_alpha". Known: ',
+        ),
+    ],
+)
+def test_what_newcomers_write_is_met_with_the_mend(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        check(pipeline(tmp_path, text))
+    assert words in str(refused.value)
 
 
 def test_the_weight_of_a_loss_is_finite(tmp_path: Path) -> None:

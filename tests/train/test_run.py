@@ -309,6 +309,18 @@ def test_a_device_without_enough_memory_is_one_sentence(data, tmp_path, monkeypa
     )
 
 
+def test_too_little_main_memory_is_one_sentence(data, tmp_path, monkeypatch):
+    """What torch itself says of an allocation that no machine can make; any other RuntimeError stays what it is."""
+    monkeypatch.setattr(policy.Policy, "sequence_logps", lambda self, bin: torch.empty(1 << 50))
+    with pytest.raises(
+        TrainError, match=r"dpo: the machine has not enough memory\. In .*start it again\..*you tried to al"
+    ):
+        trained(data, tmp_path / "r", DPO)
+    monkeypatch.setattr(policy.Policy, "sequence_logps", lambda self, bin: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        trained(data, tmp_path / "r", DPO)
+
+
 def test_a_compiler_that_is_missing_is_one_sentence(data, tmp_path):
     command = [sys.executable, "-m", "prefkit", "train", str(tmp_path / "p.toml"), "--data", str(data)]
     (tmp_path / "p.toml").write_text(
@@ -500,7 +512,8 @@ def test_what_a_phase_takes_of_rows_that_are_not_there_is_found_before_any_begin
         (data, {"langs": ["fr"]}, UsageError, 'second: langs: the train split has nothing of "fr". Known: en.'),
         (data, {"source_weights": {"evn": 2}}, UsageError, 'source_weights: .* Did you mean "even"'),
         (data, {"lang_caps": {"fr": 2}}, UsageError, "second: lang_caps: the train split has nothing"),
-        (data, {"min_margin": 1e9}, TrainError, "second: filters leave nothing to train on"),
+        (data, {"min_margin": 1e9}, TrainError, "second: filters and weights leave nothing to train on"),
+        (data, {"source_weights": {"odd": 0, "even": 0}}, TrainError, "filters and weights leave nothing to train on"),
         (tmp_path / "plain", {"curriculum": "easy_first"}, TrainError, "6 of 6 pairs are without scores. Leave the"),
         (tmp_path / "plain", {"alarms": {"stop": ["overfitting"]}}, TrainError, "second: alarms: stop names"),
     ):
