@@ -34,7 +34,7 @@ def account(
         stages = [_sum(*both) for both in zip(before.record.stages, stages, strict=True)]
     if not stages[-1].went_out:
         raise DataError(" ".join([gone.sentence(stages, [*read, *selected]), *remarks]))
-    remarks = [*(before.record.remarks if before.record else []), *remarks]
+    remarks = list(dict.fromkeys([*(before.record.remarks if before.record else []), *remarks]))  # each once
     return dataclasses.replace(planned, inputs=_rows_of_files(planned, sources, reads), stages=stages, remarks=remarks)
 
 

@@ -60,6 +60,14 @@ def test_where_nothing_is_left_the_error_says_it(tmp_path: Path) -> None:
     assert "flan" not in str(error.value)
 
 
+def test_what_was_said_before_is_not_said_again(tmp_path: Path) -> None:
+    said = build(tmp_path, {"use": "sources", "deny": ["truthfulqa"]}).remarks
+    rows = [row | {"prompt": f"{row['prompt']} Really?"} for row in ROWS]
+    (tmp_path / "b.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    added = build_pairs(tmp_path / "p.toml", tmp_path / "two", given=tmp_path / "b.jsonl", onto=tmp_path / "out")
+    assert added.remarks == said and len(said) == 1
+
+
 def test_a_limit(tmp_path: Path) -> None:
     (said,) = build(tmp_path, {"use": "sources", "deny": ["evol"]}, limit=2).remarks
     assert said.startswith('[[build.filters]] sources: no row that was read has the source "evol"')
