@@ -60,8 +60,9 @@ def refuse(file: RawFile) -> None:
     lines = file.has_suffix(".jsonl", ".ndjson")
     if (lines or file.has_suffix(".json")) and OBJECT.match(head):
         raise DataError(
-            f"{file.shown}: an object that goes over several lines is no row. Write each row as one line, as jq -c . "
-            "does; where one object holds all rows in a list, take them out of it: jq -c '.NAME[]'."
+            f"{file.shown}: an object over several lines, and no rows. Where it only describes the others, give these "
+            "alone, as in raw/*.jsonl. Where each object is a row, write it as one line, as jq -c . does; where one "
+            "object holds all rows in a list, take them out of it: jq -c '.NAME[]'."
         )
     if lines and ARRAY.match(head):
         raise DataError(f"{file.shown}: it is a JSON array; its name should end in .json{file.compression}.")

@@ -228,10 +228,14 @@ def test_a_file_of_another_kind_than_its_name_says_is_refused_as_a_whole(
         (
             "a.json",
             json.dumps({"data": ROWS}, indent=1).encode(),
-            "over several lines is no row. Write each row as one",
+            "an object over several lines, and no rows. Where it only",
         ),
-        ("a.jsonl", json.dumps(ROWS[0], indent=4).encode() * 2, "over several lines is no row"),
-        ("a.ndjson.gz", gzip.compress(b"\xef\xbb\xbf{\r\n\t" + LINES[0][1:]), "over several lines is no row"),
+        ("a.jsonl", json.dumps(ROWS[0], indent=4).encode() * 2, "an object over several lines, and no rows"),
+        (
+            "a.ndjson.gz",
+            gzip.compress(b"\xef\xbb\xbf{\r\n\t" + LINES[0][1:]),
+            "an object over several lines, and no rows",
+        ),
         ("a.jsonl", json.dumps(ROWS).encode(), r"a JSON array; its name should end in \.json\.$"),
         ("a.jsonl.zst", zstandard.compress(json.dumps(ROWS, indent=2).encode()), r"should end in \.json\.zst\.$"),
         ("a.jsonl.gz", b"\n".join(LINES), "not compressed by gzip, which its name says"),
