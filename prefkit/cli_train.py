@@ -18,6 +18,7 @@ TRAIN_EXAMPLES = """examples:
   prefkit train my.toml --data data --out run --model HuggingFaceTB/SmolLM2-360M-Instruct
   prefkit train my.toml --data data --out run --set train.dpo.beta=0.2 --max-steps 100
   prefkit train my.toml --data data --out run --resume
+  prefkit train my.toml --data data --out run --resume --set train.dpo.max_tokens=4096    after it ran out of memory
 """
 EVALUATE_EXAMPLES = """examples:
   prefkit evaluate run/model --data data --reference HuggingFaceTB/SmolLM2-135M-Instruct
