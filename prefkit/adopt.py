@@ -98,8 +98,10 @@ def _parsed(line: bytes, where: str) -> Row:
 def conversation(row: Row, column: str, file: str, where: str) -> Row:
     """A row of CONVERSATIONS; DataError if `column` holds no conversation with an assistant's answer in it."""
     messages = row.get(column)
+    if column not in row:
+        raise DataError(f'{where}: no "{column}". Columns: {", ".join(map(str, row))}. Say which has it by --column.')
     if not isinstance(messages, list):
-        raise DataError(f'{where}: "{column}" is no list of messages. Columns: {", ".join(map(str, row))}.')
+        raise DataError(f'{where}: "{column}" is no list of messages.')
     for message in messages:
         said = message if isinstance(message, dict) else {}
         if not all(isinstance(said.get(key), str) for key in ("role", "content")):

@@ -69,7 +69,8 @@ def test_rows_are_kept_in_order_and_split_by_content(tmp_path, monkeypatch):
     [
         ('{"messages": [', r"bad\.jsonl:2: not JSON"),
         ("[1]", r"bad\.jsonl:2: not an object"),
-        ('{"text": "x"}', r'bad\.jsonl:2: "messages" is no list of messages. Columns: text'),
+        ('{"text": "x"}', r'bad\.jsonl:2: no "messages"\. Columns: text\. Say which has it by --column\.'),
+        ('{"messages": "x"}', r'bad\.jsonl:2: "messages" is no list of messages\.'),
         ('{"messages": [{"role": "user"}]}', r"bad\.jsonl:2: a message lacks role or content"),
         ('{"messages": [{"role": "user", "content": "a"}]}', r"bad\.jsonl:2: no assistant message"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', r"bad\.jsonl:2: no assistant message"),

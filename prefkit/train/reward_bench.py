@@ -85,6 +85,8 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _pair(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A row of PAIRS."""
+    if lacking := [name for name in ("prompt", "chosen", "rejected") if name not in row]:
+        raise DataError(f'{where}: no "{lacking[0]}". Columns: {", ".join(map(str, row))}.')
     prompt, *answers = (
         _messages(row.get(name), role, f"{where}: {name}")
         for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))

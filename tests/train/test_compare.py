@@ -161,6 +161,9 @@ def test_rows_of_another_format_are_named(tmp_path, answer):
     path.write_text(json.dumps({"prompt": "Hi", "chosen": answer, "rejected": "No.", "subset": "x"}) + "\n")
     with pytest.raises(DataError, match=r"bench\.jsonl, row 1: chosen is neither text nor messages"):
         reward_bench.as_data_set(path, tmp_path / "d")
+    path.write_text('{"prompt": "Hi", "chosen": "Yes.", "reject": "No."}')
+    with pytest.raises(DataError, match=r'row 1: no "rejected"\. Columns: prompt, chosen, reject\.'):
+        reward_bench.as_data_set(path, tmp_path / "d")
     for text, words in (("[", "row 1: not JSON"), ("\n7\n", "row 1: not an object")):
         path.write_text(text)
         with pytest.raises(DataError, match=words):
