@@ -14,9 +14,12 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from prefkit.errors import PrefkitError, UsageError, did_you_mean
+from prefkit.errors import PrefkitError, UsageError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 @dataclass(frozen=True)
@@ -118,23 +121,33 @@ def check(address: str, given: Mapping[str, Any], where: str) -> Call:
     """
     import pydantic
 
-    function = load(address)
-    known = options_of(function)
+    try:
+        known, model = _model(load(address))
+    except (NameError, TypeError, ValueError, pydantic.PydanticUserError) as error:
+        # it has no signature, or a type that only type checkers import, or that no value in a pipeline file has
+        raise UsageError(f'"{address}": its parameters cannot be read as options ({one_line(error)}).') from error
     for key in given:
         if key not in known:
             raise UsageError(f'{where}: unknown option "{key}".{did_you_mean(key, known) or " It takes no options."}')
+    try:  # strict, so that true is no number and "no" is not false; as JSON, so that a list may be a tuple
+        checked = model.model_validate_json(json.dumps(given, default=str), strict=True)
+    except pydantic.ValidationError as error:
+        raise UsageError(f"{where}: option {_said(error.errors(), given)}.") from error
+    return Call(address, checked.model_dump(mode="json"))
+
+
+def _model(function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], type[pydantic.BaseModel]]:
+    """The options of a function, and what checks their values."""
+    import pydantic
+
+    known = options_of(function)
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
         for key, parameter in known.items()
     }
     config = pydantic.ConfigDict(protected_namespaces=(), allow_inf_nan=False)
-    model = pydantic.create_model("Options", __config__=config, **fields)
-    try:  # strict, so that true is no number and "no" is not false; as JSON, so that a list may be a tuple
-        checked = model.model_validate_json(json.dumps(given, default=str), strict=True)
-    except pydantic.ValidationError as error:
-        raise UsageError(f"{where}: option {_said(error.errors(), given)}.") from error
-    return Call(address, checked.model_dump(mode="json"))
+    return known, pydantic.create_model("Options", __config__=config, **fields)
 
 
 def _said(errors: Sequence[Any], given: Mapping[str, Any]) -> str:

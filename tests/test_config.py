@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,6 +136,23 @@ def test_a_summary_is_the_first_paragraph() -> None:
 def test_wrong_options_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         resolve.check(here("sample"), options, "here")
+
+
+bound = functools.partial(sample, 1)
+
+
+def unknown_type(*, value: NotThere = 1) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """As if the type were imported for type checkers alone."""
+
+
+def no_option(*, value: threading.Thread | None = None) -> None:
+    """Of a type that no value in a pipeline file has."""
+
+
+@pytest.mark.parametrize("name", [here("bound"), here("unknown_type"), here("no_option"), "builtins:min"])
+def test_functions_whose_parameters_cannot_be_options(name: str) -> None:
+    with pytest.raises(UsageError, match=f'"{name}": its parameters cannot be read as options'):
+        resolve.check(name, {}, "here")
 
 
 def test_names_that_do_not_exist() -> None:
