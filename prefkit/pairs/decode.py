@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from prefkit.pairs.named import Unmet
 
 
+INDEX_BITS = 31  # of the index of a completion
+
+
 class Decoded(NamedTuple):
     """A raw row and what its source found in it; `bad` says why it found nothing."""
 
@@ -34,9 +37,11 @@ class Decoded(NamedTuple):
 
 
 def row_kind(source: Call) -> Any:
-    """The annotation of the source's first parameter."""
-    parameter = next(iter(inspect.signature(load(source.address)).parameters))
-    return get_type_hints(load(source.address)).get(parameter, dict[str, Any])
+    """The annotation of the source's first parameter; UsageError where it has none that could take a row."""
+    first = next(iter(inspect.signature(load(source.address)).parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        raise UsageError(f'"{source.address}": a source takes a row as its first parameter.')
+    return get_type_hints(load(source.address)).get(first.name, dict[str, Any])
 
 
 def reads_whole_files(source: Call) -> bool:
@@ -141,7 +146,10 @@ def _blamed(source: Call, file: str, row: int, error: Exception) -> Exception:
 
 def _parser(kind: Any) -> Callable[[RawRow], Any]:
     """A function from a raw row to a value of `kind`; BadRow for whatever is wrong with the row."""
-    json_decoder = msgspec.json.Decoder(kind)
+    try:
+        json_decoder = msgspec.json.Decoder(kind)
+    except TypeError as error:
+        raise UsageError(f"a source says that its rows are {kind}, which nothing can be read as: {error}.") from error
 
     def parse(row: RawRow) -> Any:
         if row.problem is not None:
@@ -191,10 +199,16 @@ def _checked(found: list[Rated]) -> list[Rated]:
 
 
 def _check_kinds(found: list[Rated]) -> None:
-    """TypeError where a source from outside gives a completion that is none."""
+    """TypeError or ValueError where a source from outside gives what no table holds."""
     for answer in (answer for rated in found for answer in rated.completions):
         if not isinstance(answer.score, int | float | None) or not isinstance(answer.response, str | None):
             raise TypeError(f"a completion with score {answer.score!r} and response of {type(answer.response)}")
+        if not isinstance(answer.model, str | None) or not isinstance(answer.index, int) or answer.index >> INDEX_BITS:
+            raise TypeError(f"a completion with index {answer.index!r} and model {answer.model!r}")
+    for rated in found:
+        texts = [rated.source, *(text for turn in rated.prompt for text in turn)]
+        answers = [text for answer in rated.completions for text in (answer.response, answer.model) if text is not None]
+        "".join(texts + answers).encode()  # TypeError where one is no text, ValueError for a lone surrogate
 
 
 def _check_indices(found: list[Rated]) -> None:

@@ -133,7 +133,25 @@ def test_long_prompts_with_many_answers_overflow_nothing(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "body",
-    ["raise KeyError('x')", "yield 5", "yield Rated([Message('user', 'q')], [Completion(0, 'a', 'high')], 's')"],
+    [
+        "raise KeyError('x')",
+        "yield 5",
+        *(
+            f"yield Rated([Message('user', {prompt})], [Completion({index}, {answer}, {score}, {model})], {source})"
+            for prompt, index, answer, score, model, source in [
+                ("'q'", "0", "'a'", "'high'", "None", "'s'"),
+                ("'q'", "0", "5", "1", "None", "'s'"),
+                ("'q'", "0", "'a'", "1", "5", "'s'"),
+                ("'q'", "2**31", "'a'", "1", "None", "'s'"),
+                ("'q'", "-1", "'a'", "1", "None", "'s'"),
+                ("'q'", "None", "'a'", "1", "None", "'s'"),
+                ("'q'", "0", "'a'", "1", "None", "None"),
+                (r"'\ud800'", "0", "'a'", "1", "None", "'s'"),
+                ("'q'", "0", r"'\ud800'", "1", "None", "'s'"),
+                ("5", "0", "'a'", "1", "None", "'s'"),
+            ]
+        ),
+    ],
 )
 def test_a_source_from_outside_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     name = f"failing_source_{abs(hash(body))}"
@@ -142,4 +160,27 @@ def test_a_source_from_outside_that_fails_is_named(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UsageError, match=rf"{name}:mine failed at raw\.jsonl, row 1"):
+        read_lines(tmp_path, "{}", source=check(f"{name}:mine", {}, "test"))
+
+
+@pytest.mark.parametrize(
+    ("signature", "words"),
+    [
+        ("", "a source takes a row as its first parameter"),
+        ("*, row=1", "a source takes a row as its first parameter"),
+        ("row: A | B", "a source says that its rows are .*, which nothing can be read as"),
+    ],
+)
+def test_a_source_from_outside_that_takes_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signature: str, words: str
+) -> None:
+    name = f"odd_source_{len(signature)}"
+    (tmp_path / f"{name}.py").write_text(
+        "import msgspec\n"
+        "class A(msgspec.Struct):\n    x: int\n"
+        "class B(msgspec.Struct):\n    y: int\n"
+        f"def mine({signature}):\n    yield\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=words):
         read_lines(tmp_path, "{}", source=check(f"{name}:mine", {}, "test"))
