@@ -1,8 +1,8 @@
 """A bucket: the prompts of a range of keys out of all read parts, and their answers, where they lie.
 
-Text is written once, when raw rows are read (`read`), and once more, into the shards. The steps in between carry where
-it lies: `at`, the place of a row in the tables of its bucket, whose order depends on nothing but the parts. The files
-are memory-mapped, and a text is only touched by a step that looks at it.
+Text is written when raw rows are read (`read`), once more as pairs (`select`), and into the shards. The steps up to the
+pairs carry where it lies: `at`, the place of a row in the tables of its bucket, whose order depends on nothing but the
+parts. The files are memory-mapped, and a text is only touched by a step that looks at it.
 """
 
 from __future__ import annotations
