@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -18,9 +17,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_kept(kernel: Any) -> bool:
-    """Whether the machine code of a kernel is on the disk, and was made after its source was written."""
-    source = Path(kernel.py_func.__code__.co_filename)
-    if kernel.stats.cache_path is None:
-        return False
-    indices = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.__name__}-*.nbi")
-    return any(index.stat().st_mtime >= source.stat().st_mtime for index in indices)
+    """Whether the machine code of a kernel is on the disk, made from its source as it is now.
+
+    numba knows, by the source's contents or its time of change, and has no other way to be asked than its own parts.
+    """
+    kept = getattr(kernel._cache, "_cache_file", None)  # None where it found no place for a cache
+    return kept is not None and bool(kept._load_index())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,19 +14,28 @@ from prefkit.pairs import compiled, minhash
 SAID = "kernels are compiled for this machine first"
 
 
-def test_a_kernel_is_kept_from_its_first_call_until_its_source_changes(tmp_path: Path) -> None:
-    source = tmp_path / "own.py"
-    source.write_text("from prefkit.pairs.compiled import compiled\n\n\n@compiled\ndef one():\n    return 1\n")
+def imported(source: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("own", source)
     assert spec and spec.loader
-    own = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(own)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_kernel_is_kept_from_its_first_call_until_its_source_changes(tmp_path: Path) -> None:
+    source = tmp_path / "own.py"
+    text = "from prefkit.pairs.compiled import compiled\n\n\n@compiled\ndef one():\n    return 1\n"
+    source.write_text(text)
+    own = imported(source)
     assert not compiled.is_kept(own.one)
     assert own.one() == 1
     assert compiled.is_kept(own.one)
-    later = source.stat().st_mtime + 1000
-    os.utime(source, (later, later))
-    assert not compiled.is_kept(own.one)
+    source.write_text(text)  # as a reinstallation does
+    assert compiled.is_kept(imported(source).one)
+    source.write_text(text.replace("return 1", "return 1 + 1"))
+    changed = imported(source)
+    assert not compiled.is_kept(changed.one)
+    assert changed.one() == 2
 
 
 @pytest.mark.parametrize(("kept", "quiet", "said"), [(False, [], True), (True, [], False), (False, ["--quiet"], False)])
