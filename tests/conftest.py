@@ -22,6 +22,11 @@ PROJECT = Path(__file__).parent.parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes go by the name of their parameter: those of gzip hold the time, and names must be equal in all processes."""
+    return argname if isinstance(val, bytes) else None
+
+
 # Files that take half a minute or more come first, so that no worker begins one when the others are done. That needs
 # xdist's --no-loadscope-reorder (see Makefile), or the files with the most tests come first.
 LONGEST = (
