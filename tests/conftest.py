@@ -23,7 +23,7 @@ REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Bytes go by the name of their parameter: those of gzip hold the time, and names must be equal in all processes."""
+    """Bytes go by the name of their parameter: those of gzip hold the time, and names must be the same everywhere."""
     return argname if isinstance(val, bytes) else None
 
 
