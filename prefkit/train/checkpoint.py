@@ -146,7 +146,8 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, refe
     optimizers.settle(optimizer)
     if parallel.is_first():  # others draw numbers of their own
         torch.set_rng_state(optimised[0].get_tensor("random_state"))
-    if policy.device.type == "cuda" and parallel.is_first():
+    # A run that began without a GPU has no state of one, and goes on there from the phase's seed.
+    if policy.device.type == "cuda" and parallel.is_first() and "cuda_random_state" in stepped:
         torch.cuda.set_rng_state(optimised[0].get_tensor("cuda_random_state"))
 
 

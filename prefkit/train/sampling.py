@@ -56,20 +56,26 @@ def select(examples: Examples | Arriving, phase: Phase) -> tuple[Examples | Arri
     first = running(examples.counts())[:-1]
     of_prompts = {name: column[first] for name, column in values.items()}
     examples = examples.keeping(kept)
-    weights, caps = None, []
-    for name in values:
-        given, limits = getattr(phase, f"{name}_weights"), getattr(phase, f"{name}_caps")
-        if given is not None:
-            of_each = weights_of(f"{phase.name}: {name}_weights", given, of_prompts[name])
-            weights = of_each if weights is None else of_each * weights
-        if limits is not None:
-            caps.append(cap_of(f"{phase.name}: {name}_caps", limits, of_prompts[name]))
+    weights, caps = _weights_and_caps(phase, of_prompts)
     turn = None
     if phase.curriculum is not None:
         left = examples.counts() > 0
         turn = np.zeros(len(left))  # of no prompt that filters leave nothing of
         turn[left] = turns(phase.curriculum, mean_margins(examples)[left], of_prompts["source"][left])
-    return examples, Sampling(weights, tuple(caps), turn, fallen)
+    return examples, Sampling(weights, caps, turn, fallen)
+
+
+def _weights_and_caps(phase: Phase, of_prompts: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, tuple[Cap, ...]]:
+    """What `Sampling` has of a phase's options, by the source and language of each prompt."""
+    weights, caps = None, []
+    for name, values in of_prompts.items():
+        given, limits = getattr(phase, f"{name}_weights"), getattr(phase, f"{name}_caps")
+        if given is not None:
+            of_each = weights_of(f"{phase.name}: {name}_weights", given, values)
+            weights = of_each if weights is None else of_each * weights
+        if limits is not None:
+            caps.append(cap_of(f"{phase.name}: {name}_caps", limits, values))
+    return weights, tuple(caps)
 
 
 def looks_at_rows(phase: Phase) -> bool:
@@ -77,24 +83,38 @@ def looks_at_rows(phase: Phase) -> bool:
     return any(getattr(phase, option) is not None for option in OPTIONS)
 
 
-def check(phase: Phase, index: Sequence[Index]) -> None:
-    """What `select` would refuse, and filters that leave nothing, by an index of the shards: before there are tokens.
+def check(phase: Phase, index: Sequence[Index]) -> tuple[np.ndarray, Sampling]:
+    """What `select` would refuse, by an index of the shards: before there are tokens.
 
-    Raises what `select` raises. Rows that cannot be used within max_length count here.
+    Returns the examples of each prompt as far as the index tells, and how epochs draw from them, without their order.
+    Rows that cannot be used within max_length count. Fine-tuning takes an answer once, however many rows it is in, so
+    a prompt that has good rows counts as one example there, unless the data come as a stream of rows. Raises what
+    `select` raises.
     """
     values = {name: np.concatenate([one.values[name] for one in index]) for name in ("source", "lang")}
     margins = -np.diff(np.concatenate([one.scores for one in index]), axis=1)[:, 0]
-    kept, _ = keep(values, margins, phase)
-    for name, column in values.items():
-        weights, caps = getattr(phase, f"{name}_weights"), getattr(phase, f"{name}_caps")
-        if weights is not None:
-            kept &= weights_of(f"{phase.name}: {name}_weights", weights, column) > 0
-        if isinstance(caps, Mapping):
-            _check_known(f"{phase.name}: {name}_caps", caps, column)
-    if not kept.any():
-        raise TrainError(f"{phase.name}: filters and weights leave nothing to train on.")
+    labels = np.concatenate([one.labels for one in index])
+    learned = labels if phase.objective == "sft" and len(labels) else None
+    kept, fallen = keep(values, margins, phase, learned)
+    before = running([one.rows for one in index])
+    first = np.concatenate([one.first + start for one, start in zip(index, before[:-1], strict=True)])
+    ends = np.append(first, len(kept))
+    weights, caps = _weights_and_caps(phase, {name: column[first] for name, column in values.items()})
+    counts = np.diff(running(kept)[ends])
     if phase.curriculum is not None:
-        _check_margins(phase.curriculum, margins[kept], "pairs are")
+        of_rows = np.repeat(np.ones(len(first)) if weights is None else weights, np.diff(ends))
+        _check_margins(phase.curriculum, margins[kept & (of_rows > 0)], "pairs are")
+    if phase.objective == "sft" and not phase.stream:
+        counts = np.minimum(counts, 1)
+    return counts, Sampling(weights, caps, filtered=fallen)
+
+
+def nothing_left(phase: Phase, counts: np.ndarray) -> TrainError:
+    """What is said where no epoch takes any of the prompts that have `counts` examples."""
+    smallest = counts[counts > 0].min(initial=np.iinfo(np.int64).max)
+    capped = (phase.source_caps, phase.lang_caps) != (None, None) and 1 < smallest <= counts.max(initial=0)
+    hint = f" A cap takes prompts whole, and the smallest has {smallest:,} examples." if capped else ""
+    return TrainError(f"{phase.name}: filters, weights and caps leave nothing to train on.{hint}")
 
 
 def told(account: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from prefkit.errors import TrainError, UsageError, nearest
 from prefkit.manifest import Manifest
 from prefkit.train import chat, labelled, policy, sampling, shards
-from prefkit.train.arriving import Arriving, Supply, read_index
+from prefkit.train.arriving import Arriving, Index, Supply, read_index
 from prefkit.train.chat import Tokenising
 from prefkit.train.examples import Examples
 from prefkit.train.job import Job, SplitData
@@ -38,7 +38,16 @@ def check(options: TrainOptions, data: Path, manifest: Manifest) -> None:
         if not manifest.rows("test"):
             _check_no_test_is_asked_for(phase)
         if sampling.looks_at_rows(phase):
-            sampling.check(phase, index)
+            _check_something_is_left(phase, index)
+
+
+def _check_something_is_left(phase: Phase, index: list[Index]) -> None:
+    """TrainError if no epoch of a phase takes any example; what `sampling.check` raises."""
+    counts, drawn = sampling.check(phase, index)
+    prompts = tuple(len(one.first) for one in index)
+    order = Plan(prompts, counts, phase.pairs_per_step, phase.epochs, phase.seed, phase.shuffle_window, drawn)
+    if not any(order.account(epoch)["taken"] for epoch in range(phase.epochs)):
+        raise sampling.nothing_left(phase, counts)
 
 
 def _check_columns(asked: Collection[str], there: Collection[str], where: str, *, fine_tunes: bool) -> None:
@@ -120,7 +129,7 @@ def make_plan(job: Job, phase: Phase, losses: list[Weighted], train_set: SplitDa
         if said := sampling.told(order.account(epoch)):
             job.progress.note(f"{phase.name}, epoch {epoch + 1}: {said}")
     if not order.steps:
-        raise TrainError(f"{phase.name}: filters, weights and caps leave nothing to train on.")
+        raise sampling.nothing_left(phase, examples.counts())
     if said := labelled.balance(*labelled.counted(examples), losses):
         job.progress.note(f"{phase.name}: {said}")
     return SplitData(train_set.store, examples), order

@@ -42,6 +42,22 @@ def test_goes_on_bitwise(tmp_path, name):
         assert torch.equal(value, expected[key])
 
 
+def test_a_run_that_began_without_a_gpu_goes_on_with_one(tmp_path, monkeypatch):
+    """Its checkpoint has no random state of CUDA, so none is put back; one that has is."""
+    put_back = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", put_back.append)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    now, optimizer = ready()
+    on_gpu = replace(now, device=torch.device("cuda"))
+    step(now, optimizer)
+    checkpoint.save(tmp_path, 1, now, optimizer, {}, keep=2)
+    checkpoint.restore(tmp_path, on_gpu, optimizer)
+    assert put_back == []
+    checkpoint.save(tmp_path, 2, on_gpu, optimizer, {}, keep=2)
+    checkpoint.restore(tmp_path, on_gpu, optimizer)
+    assert len(put_back) == 1
+
+
 @pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
 def test_moments_in_8_bits_go_on_bitwise(tmp_path):
     """Through bitsandbytes' kernels, on the device that there is; the option itself wants CUDA for their speed."""

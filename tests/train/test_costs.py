@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from prefkit import runs
 from prefkit.errors import TrainError, UsageError
 from prefkit.runs.record import changes
-from prefkit.train import metrics, policy, run
+from prefkit.train import attention, metrics, policy, run
 from prefkit.train.options import COSTS
 from tests.train.datasets_for_tests import TINY, pipeline, toy_labels, toy_pairs, write_data_set
 from tests.train.ranks_for_tests import on_ranks
@@ -129,6 +129,65 @@ def test_memory_for_time_leaves_the_same_run(data, original, tmp_path, other):
         assert far == {"loss": 0, "norm": 0, "weights": 0}
 
 
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])
+def test_layers_compiled_or_not_leave_the_same_run(data, original, tmp_path, monkeypatch, before, after):
+    """Layers are traced as the compiler traces them, and the graphs run as they are, which takes seconds."""
+    real, compiled = torch.compile, []
+
+    def traced(function, **options):
+        compiled.append(function)
+        return real(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    phase = {**PHASES["sigmoid"], "max_tokens": 8192}
+    torch._dynamo.reset()
+    killed(data, tmp_path / "r", {**phase, "compile": before}, 3)
+    assert len(compiled) == TINY["num_hidden_layers"] * before
+    train(data, tmp_path / "r", {**phase, "compile": after}, resume=True)
+    assert len(compiled) == TINY["num_hidden_layers"], "of the other part none"
+    torch._dynamo.reset()
+    assert [entry["compile"] for entry in ran_with(tmp_path / "r")] == [before, after]
+    far = apart(tmp_path / "r", original("sigmoid", 8192))
+    assert far["loss"] < 2e-6 and far["norm"] < 1e-4 and far["weights"] < 2e-5, far
+
+
+def test_another_kernel_of_attention_leaves_the_same_run(data, original, tmp_path, monkeypatch):
+    """Without CUDA all kernels are torch's own, so the bits are the same; which one is asked for is another."""
+    phase, choose, chosen = {**PHASES["sigmoid"], "max_tokens": 8192}, attention.choose, []
+
+    def noted(kernel, device, dtype):
+        chosen.append(kernel)
+        return choose(kernel, device, dtype)
+
+    monkeypatch.setattr(attention, "choose", noted)
+    killed(data, tmp_path / "r", phase, 3)
+    assert {*chosen} == {"auto"}
+    chosen.clear()
+    train(data, tmp_path / "r", {**phase, "attention": "sdpa"}, resume=True)
+    assert {*chosen} == {"sdpa"}
+    assert [entry["attention"] for entry in ran_with(tmp_path / "r")] == ["auto", "sdpa"]
+    assert apart(tmp_path / "r", original("sigmoid", 8192)) == {"loss": 0, "norm": 0, "weights": 0}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(("before", "after"), [("varlen", "sdpa"), ("sdpa", "varlen")])
+def test_another_kernel_on_cuda_leaves_nearly_the_same_run(data, tmp_path, before, after):
+    """In bfloat16, as the kernels are to each other."""
+    phase = {**PHASES["sigmoid"], "dtype": "bfloat16"}
+    for kernel in (before, after):
+        train(data, tmp_path / kernel, {**phase, "attention": kernel})
+    killed(data, tmp_path / "r", {**phase, "attention": before}, 3)
+    train(data, tmp_path / "r", {**phase, "attention": after}, resume=True)
+    assert [entry["attention"] for entry in ran_with(tmp_path / "r")] == [before, after]
+    for other in (before, after):
+        assert apart(tmp_path / "r", tmp_path / other)["loss"] < 2e-2
+
+
+def ran_with(out: Path) -> list[dict]:
+    """Which steps ran with which options of cost, as the run says."""
+    return json.loads((out / "dpo" / "begun.json").read_text())["ran_with"]
+
+
 def test_weights_go_to_main_memory_and_come_back(data, original, tmp_path):
     """On a machine without a GPU this is the path of sharded weights in one process."""
     phase = {**PHASES["sigmoid"], "max_tokens": 8192}
@@ -138,8 +197,7 @@ def test_weights_go_to_main_memory_and_come_back(data, original, tmp_path):
     on_ranks(1, killed_or_whole, data, tmp_path / "r", phase, None, said=tmp_path / "said again")
     far = apart(tmp_path / "r", original("sigmoid", 8192))
     assert far["loss"] < 2e-6 and far["weights"] < 2e-5
-    begun = json.loads((tmp_path / "r" / "dpo" / "begun.json").read_text())
-    assert [(entry["from_step"], entry["cpu_offload"]) for entry in begun["ran_with"]] == [
+    assert [(entry["from_step"], entry["cpu_offload"]) for entry in ran_with(tmp_path / "r")] == [
         (1, False),
         (3, True),
         (5, False),

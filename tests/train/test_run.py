@@ -512,8 +512,27 @@ def test_what_a_phase_takes_of_rows_that_are_not_there_is_found_before_any_begin
         (data, {"langs": ["fr"]}, UsageError, 'second: langs: the train split has nothing of "fr". Known: en.'),
         (data, {"source_weights": {"evn": 2}}, UsageError, 'source_weights: .* Did you mean "even"'),
         (data, {"lang_caps": {"fr": 2}}, UsageError, "second: lang_caps: the train split has nothing"),
-        (data, {"min_margin": 1e9}, TrainError, "second: filters and weights leave nothing to train on"),
-        (data, {"source_weights": {"odd": 0, "even": 0}}, TrainError, "filters and weights leave nothing to train on"),
+        (data, {"min_margin": 1e9}, TrainError, "second: filters, weights and caps leave nothing to train on"),
+        (
+            data,
+            {"source_weights": {"odd": 0, "even": 0}},
+            TrainError,
+            "filters, weights and caps leave nothing to train",
+        ),
+        (
+            data,
+            {"source_weights": {"odd": 1e-9, "even": 0}},
+            TrainError,
+            "second: filters, weights and caps leave noth",
+        ),
+        (
+            data,
+            {"source_caps": 1},
+            TrainError,
+            r"train on\. A cap takes prompts whole, and the smallest has 3 examples",
+        ),
+        (data, {"lang_caps": {"en": 2}}, TrainError, "second: filters, weights and caps leave nothing to train on"),
+        (data, {"sources": ["odd"], "source_caps": {"odd": 2}}, TrainError, "the smallest has 3 examples"),
         (tmp_path / "plain", {"curriculum": "easy_first"}, TrainError, "6 of 6 pairs are without scores. Leave the"),
         (tmp_path / "plain", {"alarms": {"stop": ["overfitting"]}}, TrainError, "second: alarms: stop names"),
     ):
@@ -522,8 +541,10 @@ def test_what_a_phase_takes_of_rows_that_are_not_there_is_found_before_any_begin
                 attempt()
         assert not (tmp_path / "r").exists()
     known = {"sources": ["odd"], "source_weights": {"odd": 2.0}, "lang_caps": {"en": 5}, "min_margin": 0.5}
-    with pytest.raises(pytest.fail.Exception, match="a phase begins"):
-        run.train(pipeline(data, SFT, {**later, **known, "curriculum": "easy_first"}), data=data, out=tmp_path / "r")
+    answers = {**SFT, "name": "answers", "source_caps": 1}  # of three pairs two answers or one are chosen
+    for number, phase in enumerate(({**later, **known, "curriculum": "easy_first"}, answers)):
+        with pytest.raises(pytest.fail.Exception, match="a phase begins"):
+            run.train(pipeline(data, SFT, phase), data=data, out=tmp_path / f"r{number}")
 
 
 def test_an_empty_train_split_is_one_sentence(tmp_path):
