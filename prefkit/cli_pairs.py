@@ -116,6 +116,7 @@ def _add_build_pairs(commands: argparse._SubParsersAction[argparse.ArgumentParse
 def _build_pairs(given: argparse.Namespace) -> int:
     from prefkit.pairs import engines
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, whose threads nothing here needs, spin at the start
     if given.engine == "local" and given.workers != 1 and not given.dry_run:
         engines.prepare()  # while this process imports what it needs itself
 

@@ -26,10 +26,11 @@ from prefkit import manifest, urls
 from prefkit.config import Pipeline, load_pipeline
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Manifest
-from prefkit.pairs import encoding, engines, extend, gone, listed, named, publish, remote, report
+from prefkit.pairs import encoding, engines, extend, gone, listed, named, publish, remote, report, scan
 from prefkit.pairs.account import account
 from prefkit.pairs.engine import Task, counts, run
 from prefkit.pairs.options import check_build
+from prefkit.pairs.publish import PlannedFile
 from prefkit.pairs.read import close_parts, read_part
 from prefkit.pairs.steps import Source, Steps
 from prefkit.progress import Stages
@@ -78,10 +79,10 @@ def build_pairs(
         def plan() -> Manifest:
             return publish.plan(pipeline, options, sources, limit, before)
 
-        def finish() -> None:
+        def finish(files: Sequence[PlannedFile] = ()) -> None:
             with publish.cleaning(out, keep_work):
                 if with_report:
-                    _report(out, stages)
+                    _report(out, stages, files)
             _upload(out, upload_to, overwrite, stages)
 
         if onto or upload_to or ((out / manifest.FILE_NAME).exists() and not overwrite):  # is it what is asked for?
@@ -112,7 +113,7 @@ def build_pairs(
         files = steps.write(read, selected)
         record = publish.publish(out, record, files, sketches, before)
         close_parts()
-        finish()
+        finish(files)
     return record
 
 
@@ -124,8 +125,9 @@ def _index(sources: Sequence[Source], stages: Stages) -> None:
         stages.advance(1)
 
 
-def _report(out: Path, stages: Stages) -> None:
-    """The report of the finished data set in `out`; what goes wrong here is repaired by the next run."""
+def _report(out: Path, stages: Stages, files: Sequence[PlannedFile]) -> None:
+    """The report of the finished data set in `out`, of which `files` were written now; what goes wrong here is repaired
+    by the next run."""
     if not (out / publish.REPORT).exists():
         if not os.access(out, os.W_OK):
             raise DataError(
@@ -133,7 +135,8 @@ def _report(out: Path, stages: Stages) -> None:
                 f"Add --no-report, or write the page elsewhere: prefkit report {out} --out FILE"
             )
         stages.stage("report", 1)
-        report.write(out, scratch=out / ".work")
+        scans = {file.name: file.task.folder / scan.FILE for file in files if file.split != "rejects"}
+        report.write(out, scratch=out / ".work", scans=scans)
         stages.advance(1)
 
 

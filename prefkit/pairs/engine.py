@@ -152,7 +152,7 @@ def _flushing() -> Iterator[Callable[[Path], None]]:
         flushed: list[Future[None]] = []
         yield lambda folder: flushed.append(threads.submit(_flush, folder))
         for future in flushed:
-            _result(future)
+            result(future)
 
 
 def _flush(folder: Path) -> None:
@@ -190,14 +190,15 @@ def ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
     with ThreadPoolExecutor(1) as thread:
         coming = deque(thread.submit(next, source, None) for _ in range(count))
         try:
-            while (item := _result(coming.popleft())) is not None:
+            while (item := result(coming.popleft())) is not None:
                 coming.append(thread.submit(next, source, None))
                 yield item
         finally:
             thread.shutdown(cancel_futures=True)
 
 
-def _result(future: Future[Item]) -> Item:
+def result(future: Future[Item]) -> Item:
+    """What a future gives, waited for so that Ctrl-C ends it."""
     while not wait([future], WAIT_SECONDS).done:
         pass
     return future.result()

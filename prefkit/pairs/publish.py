@@ -112,13 +112,16 @@ def _remove_if_unused(work: Path, made: list[Path]) -> None:
 
 @contextmanager
 def cleaning(out: Path, keep_work: bool) -> Iterator[None]:
-    """Remove the finished steps while something else is done: no half-removed step counts as done."""
+    """Remove the finished steps while something else is done: no half-removed step counts as done.
+
+    The last one, of which the report reads, is removed at the end; its large files are names of what is in place.
+    """
     work = out / ".work"
     if keep_work or not os.access(out, os.W_OK):
         yield
         return
     with ThreadPoolExecutor(REMOVERS) as removers:  # large files take a while, in which others go on
-        removed = removers.map(remove, list(work.glob("*/*")))
+        removed = removers.map(remove, [path for path in work.glob("*/*") if path.parent.name != "write"])
         yield
         list(removed)
     work = work.rename(out / ".work.done")

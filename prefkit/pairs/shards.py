@@ -24,7 +24,7 @@ from pydantic import Field
 
 from prefkit import schema
 from prefkit.manifest import file_sha256
-from prefkit.pairs import tables
+from prefkit.pairs import scan, tables
 from prefkit.pairs.select import PART, SORT
 
 REPEATING = [
@@ -55,11 +55,13 @@ def shards(
 def write_shard(
     folder: Path, parts: Sequence[Path], kind: str, test: bool, number: int, count: int, row_group: int, level: int
 ) -> None:
-    """Write shard `number` of `count` of a split as data.parquet, and what it holds as shard.json."""
+    """Write shard `number` of `count` of a split as data.parquet, what it holds as shard.json, and its scan for the
+    report."""
     low, high = (number << 64) // count, ((number + 1) << 64) // count
     pieces = [piece for part in parts for piece in _slice(part, test, low, high)]
     rows = pl.concat([tables.empty(PART[kind]), *pieces]).sort(SORT[kind])
     write_rows(folder, rows, schema.TABLES[kind], row_group, level)
+    scan.scan(rows.lazy(), kind).write_ipc(folder / scan.FILE, compat_level=pl.CompatLevel.oldest())
 
 
 def _slice(part: Path, test: bool, low: int, high: int) -> Iterator[pl.DataFrame]:

@@ -24,7 +24,7 @@ from prefkit.cli import main
 from prefkit.config import load_pipeline
 from prefkit.errors import DataError
 from prefkit.page.html import tag
-from prefkit.pairs import report
+from prefkit.pairs import report, scan
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.report import contents, fallen, figures, findings, sample, shares
 from prefkit.pairs.verify import verify
@@ -78,7 +78,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_counts_are_those_of_plain_python(data: Path) -> None:
     record = manifest.read(data)
     assert len(record.of_split("train")) > 1, "figures of several shards are what is tested"
-    held = contents.gather(data, record)
+    held = contents.gather(data, record, {})
     found = held.figures
     rows = {split: shards(data, split) for split in ("train", "test")}
     for name in ("source", "lang"):
@@ -155,7 +155,7 @@ def test_length_bias_is_said_where_it_is(tmp_path: Path, better: str, word: str)
         lines.append(json.dumps(row(rng, completions=answers)).encode())
     folder = build(tmp_path, lines)
     record = manifest.read(folder)
-    said = findings.findings(record, contents.gather(folder, record).figures)
+    said = findings.findings(record, contents.gather(folder, record, {}).figures)
     assert said[0].look
     assert re.match(rf"The {word} answer wins in 100\.0\s% \[9\d\.\d,\s100\.0\] of pairs", said[0].text)
     assert ("max_longer_share" in said[0].text) == (better == "longer")
@@ -163,14 +163,14 @@ def test_length_bias_is_said_where_it_is(tmp_path: Path, better: str, word: str)
 
 def test_without_a_bias_none_is_claimed(data: Path) -> None:
     record = manifest.read(data)
-    said = findings.findings(record, contents.gather(data, record).figures)
+    said = findings.findings(record, contents.gather(data, record, {}).figures)
     (length,) = [one for one in said if "longer answer wins" in one.text and "source" not in one.text]
     assert not length.look
 
 
 def test_the_sample_shows_every_reason_and_is_bounded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = manifest.read(data)
-    held = contents.gather(data, record)
+    held = contents.gather(data, record, {})
     rejects = held.rejects
     assert {(row["stage"], row["reason"]) for row in rejects} == {
         (stage.stage, reason) for stage in record.stages if stage.unit != "pairs" for reason in stage.rejected
@@ -179,17 +179,20 @@ def test_the_sample_shows_every_reason_and_is_bounded(data: Path, monkeypatch: p
     assert all(row["raw"] for row in rejects if row["reason"] == "not_json")
     shown = held.rows
     ids = sorted(pair["pair_id"] for split in ("train", "test") for pair in shards(data, split))
-    assert [pair["pair_id"] for pair in shown] == ids[: sample.ROWS]
+    assert [pair["pair_id"] for pair in shown] == ids[: scan.ROWS]
     assert {pair["split"] for pair in shown} == {"train", "test"}
     monkeypatch.setattr(sample, "CHARACTERS", 10)
-    cut = contents.gather(data, record).rows[0]
+    cut = contents.gather(data, record, {}).rows[0]
     assert cut["chosen"].endswith(f"({cut['chosen_chars'] - 10:,} more characters)")
 
 
 def test_remarks_of_the_build_are_findings(tmp_path: Path) -> None:
     out = build(tmp_path, dirty_lines(40), "build.filters=[{use='sources', deny=['<b>nobody</b>']}]")
     (remark,) = manifest.read(out).remarks
-    assert findings.findings(manifest.read(out), contents.gather(out, manifest.read(out)).figures)[0] == (True, remark)
+    assert findings.findings(manifest.read(out), contents.gather(out, manifest.read(out), {}).figures)[0] == (
+        True,
+        remark,
+    )
     page = (out / "report.html").read_text()
     assert "no row that was read has the source" in page and "<b>nobody" not in page
 
@@ -222,6 +225,23 @@ def test_equal_data_sets_give_equal_reports(data: Path, tmp_path: Path) -> None:
     assert texts[0] == texts[1]
     assert str(tmp_path) not in texts[0]
     assert verify(data) == []
+
+
+def test_a_build_reads_no_shard_again_for_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = 0
+
+    def watched(rows: pl.LazyFrame, kind: str) -> pl.DataFrame:
+        nonlocal scanned
+        scanned += 1
+        return of_rows(rows, kind)
+
+    of_rows = scan.scan
+    monkeypatch.setattr(scan, "scan", watched)
+    out = build(tmp_path, dirty_lines(500))
+    written = len(scan.data(manifest.read(out)))
+    assert scanned == written > 2
+    assert (out / "report.html").read_bytes() == report.write(out, tmp_path / "of-the-shards.html").read_bytes()
+    assert scanned == 2 * written
 
 
 def test_text_of_the_data_is_text_in_the_page(hostile: Path, data: Path) -> None:

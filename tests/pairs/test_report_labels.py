@@ -74,13 +74,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(folder: Path) -> list[str]:
     record = manifest.read(folder)
-    figures = contents.gather(folder, record).figures
+    figures = contents.gather(folder, record, {}).figures
     return [("Look: " if one.look else "") + one.text for one in findings.findings(record, figures)]
 
 
 def test_counts_are_those_of_plain_python(data: Path) -> None:
     record = manifest.read(data)
-    held = contents.gather(data, record)
+    held = contents.gather(data, record, {})
     rows = {split: shards(data, split) for split in ("train", "test")}
     everything = rows["train"] + rows["test"]
     assert len(record.of_split("train")) > 1, "figures of several shards are what is tested"

@@ -18,7 +18,7 @@ import polars as pl
 
 from prefkit import schema
 from prefkit.manifest import Manifest
-from prefkit.pairs.report import scan
+from prefkit.pairs import scan
 from prefkit.pairs.report.shares import Ratio, Share, lengths_of_prompts, of_prompts, ratios, shares
 
 MOST_BINS = 24
