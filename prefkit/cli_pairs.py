@@ -9,10 +9,15 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefkit import collector
 from prefkit.arguments import add_pipeline, command, fail, positive
 from prefkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from prefkit.config import Pipeline
+    from prefkit.manifest import Manifest
 
 BUILD_EXAMPLES = """examples:
   prefkit build-pairs ultrafeedback raw/ --out data
@@ -121,14 +126,10 @@ def _build_pairs(given: argparse.Namespace) -> int:
         engines.prepare()  # while this process imports what it needs itself
 
     with collector.importing():
-        from rich.console import Console
-
         from prefkit import urls
         from prefkit.config import load_pipeline
-        from prefkit.pairs import extend, minhash, remote, summary
+        from prefkit.pairs import minhash, remote
         from prefkit.pairs.build import build_pairs
-        from prefkit.pairs.options import check_build
-        from prefkit.pairs.publish import REPORT
         from prefkit.progress import Stages
 
     if given.json and not given.dry_run:
@@ -140,44 +141,59 @@ def _build_pairs(given: argparse.Namespace) -> int:
     workers = given.workers or (os.cpu_count() or 1 if given.engine == "local" else None)
     pipeline = load_pipeline(given.pipeline, given.overrides)
     if given.dry_run:
-        before = extend.open_before(given.onto, out)
-        options = check_build(pipeline, given.inputs, url or out, before.known.files)
-        extend.check(before, options)
-        planned = summary.plan(options, given.out, workers, given.limit)
-        if given.json:
-            print(json.dumps(planned, indent=1))
-        else:
-            summary.print_plan(planned, Console(highlight=False))
-        return 0
+        return _dry_run(given, pipeline, url or out, out, workers)
     started = time.perf_counter()
     finished_before = (out / "manifest.json").exists() and not given.overwrite
     if given.engine == "local" and not (given.quiet or finished_before or minhash.is_compiled()):
         print("prefkit: kernels are compiled for this machine first: some 10 seconds.", file=sys.stderr)
+    same = {name: getattr(given, name) for name in ("engine", "address", "limit", "overwrite", "keep_work", "onto")}
     with Stages(live=not given.quiet) as progress:
         record = build_pairs(
             pipeline,
             out,
             given=given.inputs,
             workers=workers,
-            engine=given.engine,
-            address=given.address,
-            limit=given.limit,
-            overwrite=given.overwrite,
-            keep_work=given.keep_work,
-            progress=progress,
-            onto=given.onto,
             upload_to=url,
+            progress=progress,
             with_report=not given.no_report,
+            **same,
         )
-    if finished_before and not url and not given.quiet:
-        print(f"{out}: finished before, from the same inputs and options; nothing to do.")
     if not given.quiet:
-        summary.print_record(record, given.out, time.perf_counter() - started, Console(highlight=False))
-        if not url and (out / REPORT).exists():
-            print(
-                f"To look at it: {shlex.quote(str(out / REPORT))}, and all of it: prefkit view {shlex.quote(str(out))}"
-            )
+        _tell_built(record, given.out, None if url else out, finished_before, time.perf_counter() - started)
     return 0
+
+
+def _dry_run(given: argparse.Namespace, pipeline: Pipeline, target: Path | str, out: Path, workers: int | None) -> int:
+    """Print the checked options and the plan of a build into `target`, which is `out` or a URL."""
+    from rich.console import Console
+
+    from prefkit.pairs import extend, summary
+    from prefkit.pairs.options import check_build
+
+    before = extend.open_before(given.onto, out)
+    options = check_build(pipeline, given.inputs, target, before.known.files)
+    extend.check(before, options)
+    planned = summary.plan(options, given.out, workers, given.limit)
+    if given.json:
+        print(json.dumps(planned, indent=1))
+    else:
+        summary.print_plan(planned, Console(highlight=False))
+    return 0
+
+
+def _tell_built(record: Manifest, shown: str, folder: Path | None, finished_before: bool, seconds: float) -> None:
+    """The account of a build, and how to look at what is in its `folder`, unless it went to a URL."""
+    from rich.console import Console
+
+    from prefkit.pairs import summary
+    from prefkit.pairs.publish import REPORT
+
+    if folder and finished_before:
+        print(f"{folder}: finished before, from the same inputs and options; nothing to do.")
+    summary.print_record(record, shown, seconds, Console(highlight=False))
+    if folder and (folder / REPORT).exists():
+        page, all_of_it = shlex.quote(str(folder / REPORT)), shlex.quote(str(folder))
+        print(f"To look at it: {page}, and all of it: prefkit view {all_of_it}")
 
 
 def _add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

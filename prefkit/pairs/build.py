@@ -75,46 +75,50 @@ def build_pairs(
     stages = progress or Stages(live=False)
     with publish.only_builder(out), engines.executor(engine, workers, address) as executor:
         sources = [Source(entry, file, options, limit) for entry, file in options.files()]
-
-        def plan() -> Manifest:
-            return publish.plan(pipeline, options, sources, limit, before)
-
-        def finish(files: Sequence[PlannedFile] = ()) -> None:
-            with publish.cleaning(out, keep_work):
-                if with_report:
-                    _report(out, stages, files)
-            _upload(out, upload_to, overwrite, stages)
-
+        record: Manifest | None = None
+        written: list[PlannedFile] = []
         if onto or upload_to or ((out / manifest.FILE_NAME).exists() and not overwrite):  # is it what is asked for?
             _index(sources, stages)
             extend.check(before, options, sources)
+            planned = publish.plan(pipeline, options, sources, limit, before)
             if upload_to:
-                remote.refuse_other(upload_to, plan(), overwrite)
-            if (finished := publish.finished(out, plan(), overwrite, scratch=bool(upload_to))) is not None:
-                finish()
-                return finished
-        steps = Steps(options, sources, (out / ".work").absolute(), functools.partial(_run, executor, stages), before)
-        read = steps.read()
-        of_names = named.remarks(options, sources, read, limit, pipeline.name)
-        buckets = steps.buckets(read)
-        united = steps.unite(buckets)
-        clusters = steps.cluster(united)
-        selected, sketches = steps.select(buckets, united, clusters)
-        selected, of_flags = steps.exclude(selected)
-        selected = steps.mix(selected)
-        remarks = [
-            *encoding.remarks(sources, read),
-            *gone.remarks(sources, read),
-            *of_names,
-            *listed.remarks(read),
-            *of_flags,
-        ]
-        record = account(plan(), sources, read, selected, before, remarks)
-        files = steps.write(read, selected)
-        record = publish.publish(out, record, files, sketches, before)
-        close_parts()
-        finish(files)
+                remote.refuse_other(upload_to, planned, overwrite)
+            record = publish.finished(out, planned, overwrite, scratch=bool(upload_to))
+        if record is None:
+            run_tasks = functools.partial(_run, executor, stages)
+            steps = Steps(options, sources, (out / ".work").absolute(), run_tasks, before)
+            record, written = _made(steps, pipeline, out, limit)
+        with publish.cleaning(out, keep_work):
+            if with_report:
+                _report(out, stages, written)
+        if upload_to:
+            _upload(out, upload_to, overwrite, stages)
     return record
+
+
+def _made(steps: Steps, pipeline: Pipeline, out: Path, limit: int | None) -> tuple[Manifest, list[PlannedFile]]:
+    """All steps in turn; the data set that they make, moved into place, and its files as they were written."""
+    read = steps.read()
+    of_files = _remarks(steps, read, limit, pipeline.name)
+    buckets = steps.buckets(read)
+    united = steps.unite(buckets)
+    clusters = steps.cluster(united)
+    selected, sketches = steps.select(buckets, united, clusters)
+    selected, of_flags = steps.exclude(selected)
+    selected = steps.mix(selected)
+    planned = publish.plan(pipeline, steps.options, steps.sources, limit, steps.before)
+    record = account(planned, steps.sources, read, selected, steps.before, [*of_files, *of_flags])
+    written = steps.write(read, selected)
+    record = publish.publish(out, record, written, sketches, steps.before)
+    close_parts()
+    return record, written
+
+
+def _remarks(steps: Steps, read: Sequence[Path], limit: int | None, pipeline: str) -> list[str]:
+    """What is to be said of the raw files once they are read. UsageError where no row has a column that is named."""
+    of_columns = named.remarks(steps.options, steps.sources, read, limit, pipeline)
+    of_texts, of_lost = encoding.remarks(steps.sources, read), gone.remarks(steps.sources, read)
+    return [*of_texts, *of_lost, *of_columns, *listed.remarks(read)]
 
 
 def _index(sources: Sequence[Source], stages: Stages) -> None:
@@ -140,10 +144,9 @@ def _report(out: Path, stages: Stages, files: Sequence[PlannedFile]) -> None:
         stages.advance(1)
 
 
-def _upload(out: Path, url: str | None, overwrite: bool, stages: Stages) -> None:
-    if url:
-        stages.stage("upload", sum(shard.bytes for shard in manifest.read(out).shards))
-        remote.upload(out, url, overwrite=overwrite, on_sent=stages.advance)
+def _upload(out: Path, url: str, overwrite: bool, stages: Stages) -> None:
+    stages.stage("upload", sum(shard.bytes for shard in manifest.read(out).shards))
+    remote.upload(out, url, overwrite=overwrite, on_sent=stages.advance)
 
 
 def _run(executor: Executor, stages: Stages, name: str, tasks: Iterable[Task], total: int | None = None) -> None:
