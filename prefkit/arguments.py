@@ -6,9 +6,12 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from prefkit.errors import did_you_mean
+
+EMPTY = "is empty. Is a variable of the shell that was to stand here not set?"
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,10 +41,20 @@ class Parser(argparse.ArgumentParser):
 def command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, epilog: str
 ) -> argparse.ArgumentParser:
-    """A command with its help text, which ends with examples."""
-    return commands.add_parser(
+    """A command with its help text, which ends with examples. No text or path that it is given may be empty."""
+    parser = commands.add_parser(
         name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.register("type", None, not_empty)
+    parser.register("type", Path, lambda given: Path(not_empty(given)))
+    return parser
+
+
+def not_empty(text: str) -> str:
+    """A text that says something; an empty one is mostly a variable of the shell that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(EMPTY)
+    return text
 
 
 def at_least(least: int) -> Callable[[str], int]:

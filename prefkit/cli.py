@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import prefkit
 from prefkit import cli_begin, cli_pairs, cli_report, cli_train
-from prefkit.arguments import Parser, fail
+from prefkit.arguments import EMPTY, Parser, fail
 from prefkit.errors import PrefkitError
 
 EXAMPLES = """examples:
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     given, left = parser.parse_known_args(arguments)
     if given.command == "build-pairs" and not any(argument.startswith("-") for argument in left):
+        if not all(map(str.strip, left)):
+            given.parser.error(f"argument INPUT: {EMPTY}")
         given.inputs += left  # argparse itself takes no INPUT behind the options
     elif left:
         given.parser.error(f"unrecognized arguments: {' '.join(left)}")

@@ -139,7 +139,7 @@ def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser = command(commands, "completion", text, COMPLETION_EXAMPLES)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
     parser.add_argument(
-        "words", nargs="*", default=[], metavar="WORD", help="after --: print what completes the last of them"
+        "words", nargs="*", type=str, default=[], metavar="WORD", help="after --: print what completes the last of them"
     )
     parser.set_defaults(run=_completion, interrupted="interrupted.")
 

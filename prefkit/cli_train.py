@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prefkit import collector
-from prefkit.arguments import above_zero, add_pipeline, command, not_negative, positive, share
+from prefkit.arguments import above_zero, add_pipeline, command, not_empty, not_negative, positive, share
 from prefkit.errors import UsageError
 
 TRAIN_EXAMPLES = """examples:
@@ -91,7 +91,7 @@ def _add_data(parser: argparse.ArgumentParser, text: str = "a data set that buil
 def _place(name: str) -> Path | str:
     from prefkit import urls
 
-    return urls.place(name)
+    return urls.place(not_empty(name))
 
 
 def _train(given: argparse.Namespace) -> int:

@@ -121,6 +121,47 @@ def test_usage_mistakes(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "build-pairs ultrafeedback EMPTY --out X",
+        "build-pairs ultrafeedback raw.jsonl --out EMPTY",
+        "build-pairs ultrafeedback --out X EMPTY",
+        "build-pairs EMPTY raw.jsonl --out X",
+        "build-pairs ultrafeedback raw.jsonl --out X --onto EMPTY",
+        "build-pairs ultrafeedback raw.jsonl --out s3://a/b --work EMPTY",
+        "init EMPTY",
+        "init raw.jsonl --out EMPTY",
+        "view EMPTY",
+        "view X --flags EMPTY",
+        "verify EMPTY",
+        "why EMPTY 1",
+        "why X EMPTY",
+        "export EMPTY --format trl --out Y",
+        "export X --format trl --out EMPTY",
+        "report EMPTY",
+        "report X --out EMPTY",
+        "train laptop --data EMPTY --out Y",
+        "train laptop --data X --out EMPTY",
+        "train laptop --data X --out Y --cache EMPTY",
+        "evaluate EMPTY --data X",
+        "evaluate model --data X --chat-template EMPTY",
+        "adopt EMPTY --out X",
+        "adopt raw.jsonl --out EMPTY",
+    ],
+)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_empty_arguments_are_refused(
+    command: str, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([empty if word == "EMPTY" else word for word in command.split()])
+    assert stop.value.code == 2
+    assert re.search(r"error: argument \S+: is empty\. Is a variable", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
 def test_filters_that_polars_refuses(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
