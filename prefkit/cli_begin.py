@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.arguments import command
+from prefkit.arguments import as_json, command
 from prefkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _doctor(given: argparse.Namespace) -> int:
         if not given.json:
             print(doctor.line(finding), flush=True)
     table = doctor.table(findings)
-    print(json.dumps(table, indent=1) if given.json else f"\n{doctor.verdict(findings)}")
+    print(as_json(table) if given.json else f"\n{doctor.verdict(findings)}")
     return 0 if table["usable"] else 1
 
 

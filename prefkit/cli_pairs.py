@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefkit import collector
-from prefkit.arguments import add_pipeline, command, fail, positive
+from prefkit.arguments import add_pipeline, as_json, command, fail, positive
 from prefkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def _dry_run(given: argparse.Namespace, pipeline: Pipeline, target: Path | str, 
     extend.check(before, options)
     planned = summary.plan(options, given.out, workers, given.limit)
     if given.json:
-        print(json.dumps(planned, indent=1))
+        print(as_json(planned))
     else:
         summary.print_plan(planned, Console(highlight=False))
     return 0
@@ -266,7 +265,7 @@ def _why(given: argparse.Namespace) -> int:
     from prefkit.pairs import why
 
     facts = why.why(given.data, given.asked)
-    print(json.dumps(facts, indent=1) if given.json else "\n".join(why.lines(facts)))
+    print(as_json(facts) if given.json else "\n".join(why.lines(facts)))
     if "matches" in facts:
         return fail(f"{given.asked} is {len(facts['matches']):,} things of {given.data}; name one of them.", 1)
     return 0

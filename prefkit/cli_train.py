@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prefkit import collector
-from prefkit.arguments import above_zero, add_pipeline, command, not_empty, not_negative, positive, share
+from prefkit.arguments import above_zero, add_pipeline, as_json, command, not_empty, not_negative, positive, share
 from prefkit.errors import UsageError
 
 TRAIN_EXAMPLES = """examples:
@@ -138,7 +137,7 @@ def _train_here(given: argparse.Namespace) -> int:
         options = run.check(pipeline, model=given.model)
         planned = estimate.plan(options, given.data, max_steps=given.max_steps, tflops=given.tflops or estimate.TFLOPS)
         if given.json:
-            print(json.dumps({"options": options.table(), "plan": planned}, indent=1))
+            print(as_json({"options": options.table(), "plan": planned}))
         else:
             dry_run.render(pipeline, options, planned, Console(highlight=False))
         return 0
@@ -229,7 +228,7 @@ def _evaluate(given: argparse.Namespace) -> int:
             **chosen,
         )
     if given.json:
-        print(json.dumps(result, indent=1))
+        print(as_json(result))
     else:
         render(result, Console())
     return 0

@@ -173,7 +173,9 @@ def parse(text: bytes, where: str) -> Manifest:
 
 def dump(manifest: Manifest) -> str:
     """The manifest as JSON text, the same for equal manifests."""
-    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    return (
+        json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+    )
 
 
 def write_text_atomically(path: Path, text: str, *, scratch: Path | None = None) -> None:

@@ -45,11 +45,13 @@ BATCH_ROWS = 4000
 BATCH_BYTES = 32 << 20
 RUN_BYTES = 64 << 20
 OPEN_PARTS = 256  # with two files each; a process may open 1,024 where nothing else is said
+LARGEST_SCORE = 1e30  # either way: a margin of such scores is a number in 32 bits, its square one in 64
 
 # Rules that no pipeline can turn off: a pair needs answers that were given and rated.
 ALWAYS = {
     "empty_response": Rule(pl.col("response").str.contains(r"\S")),
-    "missing_score": Rule(pl.col("score").is_finite()),
+    "missing_score": Rule(pl.col("score").is_not_nan()),
+    "score_too_large": Rule(pl.col("score").abs() <= LARGEST_SCORE),
 }
 OF_PROMPT = {"prompt_id", "source", "prompt", "lang", "lang_prob", "langs"}
 

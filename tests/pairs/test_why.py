@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from prefkit import manifest
+from prefkit.arguments import as_json
 from prefkit.cli import main
 from prefkit.errors import DataError, UsageError
 from prefkit.pairs.build import build_pairs
@@ -197,3 +198,32 @@ def test_a_damaged_data_set_is_said_to_be_one(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(DataError, match="prefkit verify"):
         why(tmp_path / "out", "1")
+
+
+def test_scores_whose_margin_no_number_holds_fall_and_json_is_strict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = [(1e308, -1e308, 1.5), (1e30, -1e30, 0.0), (1.1e30, 2.0, 1.0)]
+    lines = [
+        json.dumps({"prompt": f"What is the sum of {name}?", "response": f"{name} {at}", "score": score}).encode()
+        for name, row in zip(("apples", "rivers", "clouds"), scores, strict=True)
+        for at, score in enumerate(row)
+    ]
+    raw = write_lines(tmp_path / "raw.jsonl", lines)
+    options = ['use = "ratings"', *(f'{name} = "{name}"' for name in ("prompt", "response", "score"))]
+    chosen = tmp_path / "ratings.toml"
+    chosen.write_text("[[build.inputs]]\n" + "\n".join(options) + '\n[build.dedupe]\non_duplicate = "merge"\n')
+    build_pairs(chosen, tmp_path / "out", given=raw)
+    margins = pairs_of(tmp_path / "out")["margin"]
+    assert sorted(margins.to_list()) == [1.0, 2e30] and margins.cast(pl.Float32).is_finite().all()
+    fell = rejects_of(tmp_path / "out").filter(pl.col("reason") == "score_too_large")
+    assert sorted(fell["origin_row"].to_list()) == [1, 2, 7]
+    assert main(["why", str(tmp_path / "out"), "4", "--json"]) == 0
+
+    def never(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(capsys.readouterr().out, parse_constant=never)["pairs"][0]["margin"] == 2e30
+    assert as_json({"a": [1.5, float("inf")], "b": (float("nan"), {"c": -float("inf")})}) == as_json(
+        {"a": [1.5, None], "b": [None, {"c": None}]}
+    )
