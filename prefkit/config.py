@@ -82,6 +82,8 @@ def load_pipeline(name_or_path: Pipeline | str | Path, overrides: Sequence[str] 
 
 
 def _find(name_or_path: str) -> Path:
+    if not name_or_path.strip():
+        raise UsageError("the name of the pipeline is empty; give a pipeline file or the name of a shipped one.")
     path = Path(name_or_path)
     if path.is_file():
         return path

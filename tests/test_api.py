@@ -112,6 +112,10 @@ def test_what_build_pairs_takes_and_what_not(tmp_path: Path) -> None:
         UsageError, match=r"s3://bucket/set: out is a folder of this machine; a URL is given as upload_to"
     ):
         prefkit.build_pairs("ultrafeedback", "s3://bucket/set", given=raw)
+    with pytest.raises(UsageError, match="out is empty; it is the folder for the data set"):
+        prefkit.build_pairs("ultrafeedback", "", given=raw)
+    with pytest.raises(UsageError, match="the name of the pipeline is empty"):
+        prefkit.build_pairs("", tmp_path / "nameless", given=raw)
     for limit in (0, -3):
         with pytest.raises(UsageError, match=f"limit = {limit}: it must be at least 1"):
             prefkit.build_pairs("ultrafeedback", tmp_path / "limit", given=raw, limit=limit)

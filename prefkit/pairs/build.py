@@ -64,6 +64,8 @@ def build_pairs(
     made. `with_report` writes report.html beside the finished data set, unless there is one of it (see `report`).
     Raises UsageError or DataError.
     """
+    if not str(out).strip():
+        raise UsageError("out is empty; it is the folder for the data set.")
     if urls.is_url(str(out)):
         raise UsageError(f"{urls.shown(str(out))}: out is a folder of this machine; a URL is given as upload_to.")
     if limit is not None and limit < 1:

@@ -29,7 +29,6 @@ two are not.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -44,7 +43,7 @@ from pydantic import Field
 
 from prefkit import urls
 from prefkit.errors import DataError, UsageError
-from prefkit.pairs import inputs, minhash
+from prefkit.pairs import globs, inputs, minhash
 from prefkit.pairs.inputs import RawFile, RawRow
 from prefkit.pairs.records import BadRow, messages
 from prefkit.pairs.redact import KINDS, replace
@@ -100,8 +99,8 @@ def files(paths: Sequence[str], base: Path) -> list[str]:
             found += inputs.expand([name], base)
         elif (base / name).is_file():
             found.append(base / name)
-        elif matches := sorted(glob.glob(name, root_dir=base, recursive=True)):
-            found += [base / match for match in matches]
+        elif matches := globs.matches(name, base):
+            found += matches
         else:
             raise UsageError(f"{base / name}: no such file, or glob with a match.")
     return [path if isinstance(path, str) else os.path.abspath(path) for path in found]

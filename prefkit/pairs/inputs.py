@@ -13,7 +13,6 @@ and no server tells a SHA-256. A part fetches only its own bytes.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import itertools
@@ -27,7 +26,7 @@ import numpy as np
 
 from prefkit import urls
 from prefkit.errors import DataError, UsageError
-from prefkit.pairs import arrays, foreign
+from prefkit.pairs import arrays, foreign, globs
 from prefkit.pairs.parts import (
     COMPRESSIONS,
     Part,
@@ -104,33 +103,12 @@ def _remote(url: str, outside: Place | None) -> Sequence[Place]:
 def _local(name: str, base: Path, outside: Place | None) -> Sequence[Place]:
     path = base / name
     if name and path.is_dir():
-        found = sorted(file for file in _below(path) if _is_raw(file, outside))
+        found = sorted(file for file in globs.below(path) if _is_raw(file, outside))
     elif name and path.is_file():
         found = [path]
     else:
-        matches = (base / match for match in glob.glob(name, root_dir=base, recursive=True))
-        found = sorted(match for match in matches if match.is_file())
+        found = globs.matches(name, base)
     return [Path(os.path.abspath(file)) for file in found]
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and its folders, no hidden ones; also behind links to folders, unless these lie in or hold
-    what is gone through anyway. OSError where a folder may not be read."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    gone_through: list[Path] = []
-    waiting = [folder]
-    for start in waiting:
-        real = start.resolve()
-        if any(real.is_relative_to(other) or other.is_relative_to(real) for other in gone_through):
-            continue
-        gone_through.append(real)
-        for place, folders, files in os.walk(start, onerror=fail):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            waiting += [path for name in folders if (path := Path(place, name)).is_symlink()]
-            yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
 def _is_raw(file: Path, outside: Place | None) -> bool:

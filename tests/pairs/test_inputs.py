@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import hashlib
 import io
@@ -399,6 +400,27 @@ def test_names_are_as_short_as_keeps_them_apart() -> None:
     assert names(["/a/b/c.jsonl", "/d/b/c.jsonl", "/d/b/e.jsonl"]) == [["a/b/c.jsonl", "d/b/c.jsonl", "d/b/e.jsonl"]]
     with pytest.raises(UsageError, match="twice"):
         names(["/x/a.jsonl"], ["/x/a.jsonl"])
+
+
+def test_a_glob_ends_where_links_lead_in_circles(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "x/b.jsonl", "x/y/c.jsonl", "x/y/d.csv", "x/.hidden/e.jsonl"):
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name).write_text("{}\n")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "f.jsonl").write_text("{}\n")
+    plain = {
+        pattern: [tmp_path / name for name in sorted(glob.glob(pattern, root_dir=tmp_path, recursive=True))]
+        for pattern in ("raw/**/*.jsonl", "raw/**/y/*", "r*/x/**/[cd].*", "raw/**/x/**/*.csv", "**/f.jsonl")
+    }
+    for name, target in {"up": "..", "x/up": "..", "x/y/top": "../../..", "x/y/self": ".", "off": "../far"}.items():
+        (tmp_path / "raw" / name).symlink_to(target)
+    plain["raw/**/*.jsonl"] = sorted([*plain["raw/**/*.jsonl"], tmp_path / "raw/off/f.jsonl"])
+    plain["raw/x/y/top/raw/**/d.csv"] = [tmp_path / "raw/x/y/top/raw/x/y/d.csv"]
+    for pattern, files in plain.items():
+        assert inputs.expand([pattern], tmp_path) == files, pattern
+        assert inputs.expand([str(tmp_path / pattern)], Path()) == files, pattern
+    with pytest.raises(UsageError, match=r"no such file, folder with raw files, or glob with a match"):
+        inputs.expand(["raw/**/nothing.jsonl"], tmp_path)
 
 
 def test_a_folder_gives_what_links_lead_to_once(tmp_path: Path) -> None:
