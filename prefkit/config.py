@@ -130,13 +130,19 @@ def _apply(table: dict[str, Any], override: str) -> None:
 
 
 def _names(items: list[Any]) -> str:
-    return ", ".join(str(item.get("name", item.get("use"))) for item in items if isinstance(item, dict))
+    return ", ".join(_name(item) or str(number) for number, item in enumerate(items))
+
+
+def _name(item: Any) -> str | None:
+    """What an entry of a list goes by; a phase without a name by its one loss. None if it has nothing to go by."""
+    called = (item.get(key) for key in ("name", "use", "objective")) if isinstance(item, dict) else ()
+    return next((name for name in called if isinstance(name, str)), None)
 
 
 def _item(items: list[Any], key: str, override: str) -> Any:
     if key.isdigit() and int(key) < len(items):
         return items[int(key)]
-    found = [item for item in items if isinstance(item, dict) and key in (item.get("name"), item.get("use"))]
+    found = [item for item in items if isinstance(item, dict) and key in (_name(item), item.get("use"))]
     if len(found) != 1:
         problem = f'there are {len(found)} entries named "{key}"' if found else f'no entry named "{key}"'
         there = f"There are {_names(items)}, which also go by their index from 0"

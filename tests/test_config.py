@@ -72,6 +72,13 @@ def test_set_that_cannot_be(tmp_path: Path, override: str, words: str) -> None:
         load(tmp_path, override)
 
 
+def test_a_phase_without_a_name_goes_by_its_loss(tmp_path: Path) -> None:
+    text = '[[train]]\nobjective = "sft"\n\n[[train]]\nobjective = [{ use = "sigmoid" }]\n'
+    assert load(tmp_path, "train.sft.epochs=3", text=text)["train"][0]["epochs"] == 3
+    with pytest.raises(UsageError, match="There are sft, 1, which also go by their index"):
+        load(tmp_path, "train.dpo.epochs=3", text=text)
+
+
 def test_files_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"not valid TOML.*line 2"):
         load(tmp_path, text="[build]\nx = = 1\n")

@@ -130,7 +130,7 @@ def _apply(tokenizer: Any, conversation: Conversation, *, open_turn: bool) -> st
         shown = json.dumps(conversation, ensure_ascii=False)[:160]
         raise TrainError(
             f"the chat template refuses a conversation ({one_line(error)}): {shown} … "
-            "Filter such rows out, or give another chat_template under [model]."
+            "Filter such rows out, or give another chat template."
         ) from error
 
 

@@ -103,8 +103,8 @@ def set_chat_template(tokenizer: Any, chat_template: str | None, folder: Path) -
             raise TrainError(f"{path}: not UTF-8, so it is no chat template ({one_line(error)}).") from error
     if not tokenizer.chat_template:
         raise TrainError(
-            "the tokenizer has no chat template, so conversations cannot be rendered. Under [model], give "
-            f'chat_template = "FILE.jinja", or a built-in one: {", ".join(TEMPLATES)}.'
+            "the tokenizer has no chat template, so conversations cannot be rendered. Give chat_template = "
+            f'"FILE.jinja" under [model], or to evaluate --chat-template FILE; or a built-in one: {", ".join(TEMPLATES)}.'
         )
 
 

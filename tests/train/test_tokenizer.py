@@ -53,7 +53,9 @@ def bare() -> PreTrainedTokenizerFast:
 
 
 def test_no_template_is_refused_with_the_mend(tmp_path):
-    with pytest.raises(TrainError, match=r"has no chat template.*chat_template = .*plain"):
+    with pytest.raises(
+        TrainError, match=r"has no chat template.*chat_template = .*evaluate --chat-template FILE.*plain"
+    ):
         tokenizer.set_chat_template(bare(), None, tmp_path)
 
 
