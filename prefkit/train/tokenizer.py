@@ -104,7 +104,7 @@ def set_chat_template(tokenizer: Any, chat_template: str | None, folder: Path) -
     if not tokenizer.chat_template:
         raise TrainError(
             "the tokenizer has no chat template, so conversations cannot be rendered. Give chat_template = "
-            f'"FILE.jinja" under [model], or to evaluate --chat-template FILE; or a built-in one: {", ".join(TEMPLATES)}.'
+            f'"FILE.jinja" under [model], or to evaluate --chat-template FILE; built in: {", ".join(TEMPLATES)}.'
         )
 
 
