@@ -272,6 +272,14 @@ def test_an_interrupt(tmp_path: Path) -> None:
     assert main(["verify", str(out)]) == 0
 
 
+def test_a_data_set_within_another_is_refused(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outer = tmp_path / "outer"
+    assert main(build(raw, outer, "--quiet", "--no-report")) == 0
+    for inner in (outer / "data" / "x", outer / "rejects", outer / "sketches" / "g0" / "x"):
+        assert f"lies in the data set {outer.resolve()}" in fails(capsys, 2, *build(raw, inner))
+    assert main(["verify", str(outer)]) == 0 and not (outer / "data" / "x").exists()
+
+
 def test_two_builders_in_one_folder(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from prefkit.pairs.publish import only_builder
 

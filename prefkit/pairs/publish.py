@@ -77,6 +77,9 @@ def _check_ours(out: Path) -> None:
     folders."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; --out wants a folder.")
+    for folder in out.resolve().parents:
+        if out.resolve().relative_to(folder).parts[0] in FOLDERS and (folder / manifest.FILE_NAME).is_file():
+            raise UsageError(f"{out}: lies in the data set {folder}, which it would damage; choose another --out.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / ".work").is_dir() and not (out / ".work.done").is_dir():
