@@ -51,7 +51,7 @@ LARGEST_SCORE = 1e30  # either way: a margin of such scores is a number in 32 bi
 ALWAYS = {
     "empty_response": Rule(pl.col("response").str.contains(r"\S")),
     "missing_score": Rule(pl.col("score").is_not_nan()),
-    "score_too_large": Rule(pl.col("score").abs() <= LARGEST_SCORE),
+    "score_too_large": Rule(pl.col("score").abs() <= LARGEST_SCORE, measure=pl.format("score: {}", "score")),
 }
 OF_PROMPT = {"prompt_id", "source", "prompt", "lang", "lang_prob", "langs"}
 
