@@ -144,7 +144,7 @@ def test_beginnings_of_names_and_ids(data: Path, capsys: pytest.CaptureFixture[s
             why(data, asked)
         if asked:  # an empty one is refused by the command line itself
             assert main(["why", str(data), asked]) == (2 if kind is UsageError else 1)
-        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+            assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_digits_may_be_a_row_and_an_id(tmp_path: Path) -> None:
