@@ -148,7 +148,7 @@ def test_a_damaged_data_set_is_not_pushed(hub: Hub, tmp_path: Path) -> None:
     assert hub.repos == {}
 
 
-@pytest.mark.parametrize("repo", ["me/-pairs", "me/my/pairs", "me/pairs!", "pairs", ""])
+@pytest.mark.parametrize("repo", ["me/-pairs", "me/my/pairs", "me/pairs!", "pairs"])
 def test_names_that_cannot_be(data: Path, capsys: pytest.CaptureFixture[str], repo: str) -> None:
     assert main(["export", str(data), "--push-to-hub", repo]) == 2
     assert repo in capsys.readouterr().err
