@@ -8,7 +8,7 @@
 
 It is made from the data set's files alone, or in a build from scans of the shards that were made when these were
 written (see `prefkit.pairs.scan`), holds no time and no path, and is the same for the same data set. It costs about
-0.8 s of CPU for 50,000 pairs with answers of 1,700 characters, half of it for decompressing them, which a build does not.
+0.8 s of CPU for 50,000 pairs with answers of 1,700 characters, half of it for decompressing them, which no build does.
 """
 
 from __future__ import annotations
