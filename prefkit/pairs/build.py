@@ -75,21 +75,22 @@ def build_pairs(
     before = extend.open_before(Path(onto) if onto else None, out)
     options = check_build(pipeline, list(map(str, raw)), out, before.known.files)
     stages = progress or Stages(live=False)
-    with publish.only_builder(out), engines.executor(engine, workers, address) as executor:
-        sources = [Source(entry, file, options, limit) for entry, file in options.files()]
-        record: Manifest | None = None
-        written: list[PlannedFile] = []
-        if onto or upload_to or ((out / manifest.FILE_NAME).exists() and not overwrite):  # is it what is asked for?
-            _index(sources, stages)
-            extend.check(before, options, sources)
-            planned = publish.plan(pipeline, options, sources, limit, before)
-            if upload_to:
-                remote.refuse_other(upload_to, planned, overwrite)
-            record = publish.finished(out, planned, overwrite, scratch=bool(upload_to))
-        if record is None:
-            run_tasks = functools.partial(_run, executor, stages)
-            steps = Steps(options, sources, (out / ".work").absolute(), run_tasks, before)
-            record, written = _made(steps, pipeline, out, limit)
+    with publish.only_builder(out):
+        with engines.executor(engine, workers, address) as executor:
+            sources = [Source(entry, file, options, limit) for entry, file in options.files()]
+            record: Manifest | None = None
+            written: list[PlannedFile] = []
+            if onto or upload_to or ((out / manifest.FILE_NAME).exists() and not overwrite):  # is it what is asked for?
+                _index(sources, stages)
+                extend.check(before, options, sources)
+                planned = publish.plan(pipeline, options, sources, limit, before)
+                if upload_to:
+                    remote.refuse_other(upload_to, planned, overwrite)
+                record = publish.finished(out, planned, overwrite, scratch=bool(upload_to))
+            if record is None:
+                run_tasks = functools.partial(_run, executor, stages)
+                steps = Steps(options, sources, (out / ".work").absolute(), run_tasks, before)
+                record, written = _made(steps, pipeline, out, limit)
         with publish.cleaning(out, keep_work):
             if with_report:
                 _report(out, stages, written)
@@ -105,13 +106,14 @@ def _made(steps: Steps, pipeline: Pipeline, out: Path, limit: int | None) -> tup
     buckets = steps.buckets(read)
     united = steps.unite(buckets)
     clusters = steps.cluster(united)
-    selected, sketches = steps.select(buckets, united, clusters)
+    selected = steps.select(buckets, united, clusters)
     selected, of_flags = steps.exclude(selected)
     selected = steps.mix(selected)
     planned = publish.plan(pipeline, steps.options, steps.sources, limit, steps.before)
     record = account(planned, steps.sources, read, selected, steps.before, [*of_files, *of_flags])
-    written = steps.write(read, selected)
-    record = publish.publish(out, record, written, sketches, steps.before)
+    sketches = steps.sketches(united, clusters)
+    written = steps.write(read, selected, sketches)
+    record = publish.publish(out, record, written, sketches.folder, steps.before)
     close_parts()
     return record, written
 

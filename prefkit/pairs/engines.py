@@ -81,7 +81,7 @@ class InThisProcess(Executor):
 
 @contextmanager
 def local(workers: int) -> Iterator[Executor]:
-    """An executor on this machine: this process for one worker, else a pool of spawned processes."""
+    """An executor on this machine: this process for one worker, else a pool of processes, which end by themselves."""
     if workers == 1:
         yield InThisProcess()
         return
@@ -90,9 +90,9 @@ def local(workers: int) -> Iterator[Executor]:
         yield pool
     except BaseException:
         pool.stop()
-        raise
-    finally:
         pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown(wait=False)  # it takes them a while to give their memory back
 
 
 def prepare() -> None:

@@ -186,9 +186,8 @@ class Steps:
         arguments = (buckets, _prompts(buckets), len(old), clusters, how)
         return Task(self.work / "sketches" / key(clusters.name), extend.write_sketches, arguments, lasting=True)
 
-    def select(self, buckets: list[Bucket], united: list[Path], clusters: Path) -> tuple[list[Path], Path]:
-        """Sets of answers -> pairs or labels, sorted for the shards, and the reasons of all other candidates; and the
-        sketches, which need no more than these."""
+    def select(self, buckets: list[Bucket], united: list[Path], clusters: Path) -> list[Path]:
+        """Sets of answers -> pairs or labels, sorted for the shards, and the reasons of all other candidates."""
         options = self.options
         known = self.before.known
         sketched = [*known.sketches, *united]
@@ -208,9 +207,8 @@ class Steps:
             Task(self.work / "select" / key(number, folder.name, *shared), select, (number, rows, among, how))
             for number, (folder, rows) in enumerate(zip(united, buckets, strict=True), len(known.sketches))
         ]
-        sketches = self.sketches(united, clusters)
-        self.run("binarize", [sketches, *tasks])
-        return [task.folder for task in tasks], sketches.folder
+        self.run("binarize", tasks)
+        return [task.folder for task in tasks]
 
     def exclude(self, selected: list[Path]) -> tuple[list[Path], list[str]]:
         """Pairs -> those that nobody flagged, where there are flags; and what is to be said of these."""
@@ -233,8 +231,8 @@ class Steps:
         )
         return mix.trim(selected, self.options.kind, quotas, self.work, self.run)
 
-    def write(self, read: list[Path], selected: list[Path]) -> list[PlannedFile]:
-        """Pairs and rejects -> Parquet files, with their splits and names."""
+    def write(self, read: list[Path], selected: list[Path], sketches: Task) -> list[PlannedFile]:
+        """Pairs and rejects -> Parquet files, with their splits and names; and the sketches, beside them."""
         pairs_per_shard, row_group, level = self.options.shards.function()()
         totals = [counts(folder) for folder in selected]
         names = [folder.name for folder in [*read, *selected]]
@@ -254,7 +252,8 @@ class Steps:
             name = f"rejects/rejects-{number:05d}-of-{count:05d}{self.before.suffix}.parquet"
             task = Task(folder, write_rejects, (fallen, rejects, number, level), lasting=True)
             planned.append(PlannedFile(task, "rejects", name))
-        self.run("write", [file.task for file in planned])
+        small_last = sorted(planned, key=lambda file: file.split == "test")
+        self.run("write", [sketches, *(file.task for file in small_last)])
         return planned
 
 

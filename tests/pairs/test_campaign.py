@@ -36,7 +36,8 @@ STAGES = ("read", "unite", "near duplicates", "clusters", "binarize", "write", "
 FOLDERS = {
     "read": ["read", "parts"],
     "near duplicates": ["similar"],
-    "binarize": ["select", "sketches"],
+    "binarize": ["select"],
+    "write": ["write", "sketches"],
 }
 KILLS = (*STAGES, "read", "binarize", "write", "publish", "report")  # a build's kills, in this order
 MOST_BUILDS = 15
