@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import polars as pl
-from pydantic import Field
+from annotated_types import Ge
 
 from prefkit.pairs.scores import on_paper
 from prefkit.pairs.text import uniform
@@ -66,7 +66,7 @@ def all_pairs(candidates: pl.DataFrame) -> pl.DataFrame:
     return _every(candidates, candidates).select("chosen", "rejected")
 
 
-def max_margin(candidates: pl.DataFrame, *, at_most: Annotated[int, Field(ge=1)] = 1) -> pl.DataFrame:
+def max_margin(candidates: pl.DataFrame, *, at_most: Annotated[int, Ge(1)] = 1) -> pl.DataFrame:
     """The pairs of a group with the largest margins, at most so many; of equal margins, the first in input order.
 
     A completion may stand in several of them. Input order is that of chosen, then of rejected.
@@ -77,9 +77,9 @@ def max_margin(candidates: pl.DataFrame, *, at_most: Annotated[int, Field(ge=1)]
 def score_threshold(
     candidates: pl.DataFrame,
     *,
-    chosen_at_least: Annotated[float, Field(allow_inf_nan=False)],
-    rejected_at_most: Annotated[float, Field(allow_inf_nan=False)],
-    at_most: Annotated[int, Field(ge=1)] | None = None,
+    chosen_at_least: float,
+    rejected_at_most: float,
+    at_most: Annotated[int, Ge(1)] | None = None,
 ) -> pl.DataFrame:
     """Every completion scored high enough against every one scored low enough, both bounds included.
 

@@ -69,18 +69,17 @@ def _table(fold_case: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32
     becomes = [b""] * PLANE
     for point in itertools.chain(*THEMSELVES):
         becomes[point] = chr(point).encode()
-    seconds = {*VOWELS_AND_TAILS}
-    for point in itertools.chain(*OTHERS):
-        first, _, second = unicodedata.decomposition(chr(point)).partition(" ")
+    others = [chr(point) for point in itertools.chain(*OTHERS) if point != ord("\n")]
+    unfit = {character for character in others if unicodedata.combining(character)} | {*VOWELS_AND_TAILS}
+    for decomposition in filter(None, map(unicodedata.decomposition, others)):
+        first, _, second = decomposition.partition(" ")
         if second and not first.startswith("<"):
-            seconds.add(chr(int(second, 16)))
-    for point in itertools.chain(*OTHERS):
-        character = chr(point)
-        plain = unicodedata.normalize("NFKC", character)
-        if all(not unicodedata.combining(one) and one not in seconds for one in (character, *plain)):
-            folded = (plain.casefold() if fold_case else plain).encode()
-            if len(folded) <= GROWTH * len(character.encode()):
-                becomes[point] = folded
+            unfit.add(chr(int(second, 16)))
+    plain = unicodedata.normalize("NFKC", "\n".join(others))  # nothing composes with a line's end, nor moves over it
+    folded = plain.casefold() if fold_case else plain
+    for character, left, text in zip(others, plain.split("\n"), folded.encode().split(b"\n"), strict=True):
+        if len(text) <= GROWTH * len(character.encode()) and unfit.isdisjoint(character + left):
+            becomes[ord(character)] = text
     for space in [*map(chr, range(128)), *OTHER_SPACE]:
         if space.isspace():
             becomes[ord(space)] = b" "

@@ -14,20 +14,23 @@ Cost: 9 to 10 µs a text of 320 characters on one core, against 77 µs of the li
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from prefkit.errors import UsageError
 from prefkit.pairs.classifier_kernel import predict, word_table
 from prefkit.pairs.packed import Packed
 
 MAGIC, VERSION = 793712314, 12
 PREFIX = "__label__"
 HIERARCHICAL_SOFTMAX, SUPERVISED = 1, 3
+ENTRY = struct.Struct("<Bqb")  # behind a word or label: a zero, how often it was seen, and which of the two it is
 KSUB = 256  # centroids of a sub-quantiser
 
 
@@ -65,26 +68,36 @@ class Classifier(NamedTuple):
 
 
 def load(path: Path) -> Classifier | None:
-    """The classifier in a file of fastText's, or None where it is one for the library, or none at all."""
+    """The classifier in a file of fastText's, or None where it is one for the library, or none at all. UsageError where
+    it is cut short."""
     with open(path, "rb") as file:
         if file.read(8) != struct.pack("<ii", MAGIC, VERSION):
             return None
-        width, _, _, _, _, word_ngrams, loss, model, buckets, shortest, longest, _, _ = _read(file, "12id")
-        if (loss, model, word_ngrams) != (HIERARCHICAL_SOFTMAX, SUPERVISED, 1) or not 1 < shortest <= longest:
-            return None
-        _, word_count, label_count, _, pruned = _read(file, "3i2q")
-        words = [_entry(file)[0] for _ in range(word_count)]
-        labels = [_entry(file) for _ in range(label_count)]
-        if pruned < 1:
-            return None
-        kept_hashes, places = np.frombuffer(file.read(8 * pruned), "<i4").reshape(-1, 2).T
-        if not _read(file, "?")[0]:
-            return None
-        vectors = _quantised(file, width)
-        if _read(file, "?")[0]:
-            return None
-        shape = _read(file, "2q")
-        nodes = np.frombuffer(file.read(4 * shape[0] * shape[1]), "<f4").reshape(shape).copy()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                return _parsed(data)
+            except (struct.error, ValueError) as error:
+                raise UsageError(f"[build.language] model: {path} is cut short. Download it again.") from error
+
+
+def _parsed(file: mmap.mmap) -> Classifier | None:
+    file.seek(8)
+    width, _, _, _, _, word_ngrams, loss, model, buckets, shortest, longest, _, _ = _read(file, "12id")
+    if (loss, model, word_ngrams) != (HIERARCHICAL_SOFTMAX, SUPERVISED, 1) or not 1 < shortest <= longest:
+        return None
+    _, word_count, label_count, _, pruned = _read(file, "3i2q")
+    words = [_entry(file)[0] for _ in range(word_count)]
+    labels = [_entry(file) for _ in range(label_count)]
+    if pruned < 1:
+        return None
+    kept_hashes, places = np.frombuffer(file.read(8 * pruned), "<i4").reshape(-1, 2).T
+    if not _read(file, "?")[0]:
+        return None
+    vectors = _quantised(file, width)
+    if _read(file, "?")[0]:
+        return None
+    shape = _read(file, "2q")
+    nodes = np.frombuffer(file.read(4 * shape[0] * shape[1]), "<f4").reshape(shape).copy()
     rows = np.full(buckets, -1, np.int32)
     rows[kept_hashes] = places + word_count
     ends = np.concatenate([[0], np.cumsum([len(word) for word in words])]).astype(np.int64)
@@ -104,20 +117,18 @@ def load(path: Path) -> Classifier | None:
     )
 
 
-def _read(file: BinaryIO, kinds: str) -> tuple[Any, ...]:
+def _read(file: mmap.mmap, kinds: str) -> tuple[Any, ...]:
     return struct.unpack(f"<{kinds}", file.read(struct.calcsize(f"<{kinds}")))
 
 
-def _entry(file: BinaryIO) -> tuple[bytes, int]:
+def _entry(file: mmap.mmap) -> tuple[bytes, int]:
     """A word or label of the dictionary, and how often the training data had it."""
-    text = bytearray()
-    while (byte := file.read(1)) != b"\0":
-        text += byte
-    count, _ = _read(file, "qb")
-    return bytes(text), count
+    text = file.read(file.find(b"\0", file.tell()) - file.tell())
+    _, count, _ = ENTRY.unpack(file.read(ENTRY.size))
+    return text, count
 
 
-def _quantised(file: BinaryIO, width: int) -> npt.NDArray[np.float32]:
+def _quantised(file: mmap.mmap, width: int) -> npt.NDArray[np.float32]:
     """A product-quantised matrix, written out: 64 bytes a row of 16 columns."""
     has_norms = _read(file, "?")[0]
     rows, _, code_bytes = _read(file, "2qi")
@@ -131,7 +142,7 @@ def _quantised(file: BinaryIO, width: int) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(matrix)
 
 
-def _centroids(file: BinaryIO) -> list[npt.NDArray[np.float32]]:
+def _centroids(file: mmap.mmap) -> list[npt.NDArray[np.float32]]:
     """The centroids [KSUB, columns] of each sub-quantiser."""
     width, parts, size, last = _read(file, "4i")
     values = np.frombuffer(file.read(4 * width * KSUB), "<f4")

@@ -55,7 +55,7 @@ def decode(rows: Iterable[RawRow], source: Call, file: str, unmet: Unmet | None 
     Raises UsageError where a source from outside prefkit fails.
     """
     parse = _parser(dict[str, Any] if reads_whole_files(source) else row_kind(source))
-    function = source.function()
+    function, is_external = source.function(), source.is_external
     if reads_whole_files(source):
         yield from _whole(list(rows), parse, function, source, file, unmet)
         return
@@ -65,7 +65,7 @@ def decode(rows: Iterable[RawRow], source: Call, file: str, unmet: Unmet | None 
             if unmet and unmet.left:
                 unmet.look(value)
             found = _checked(list(function(value)))
-            if source.is_external:
+            if is_external:
                 _check_kinds(found)
                 _check_indices(found)
             yield Decoded(row, found, None)

@@ -39,7 +39,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
+from annotated_types import Ge, Gt, Le, MinLen
 
 from prefkit import urls
 from prefkit.errors import DataError, UsageError
@@ -68,12 +68,12 @@ class Decontamination:
 
 def decontaminate(
     *,
-    paths: Annotated[list[str], Field(min_length=1)],
+    paths: Annotated[list[str], MinLen(1)],
     column: str = "prompt",
-    ngram: Annotated[int, Field(ge=SHINGLE, le=100)] | Literal[False] = 13,
-    coverage: Annotated[float, Field(ge=0, le=1)] = COVERAGE,
-    containment: Annotated[float, Field(gt=0, le=1)] | Literal[False] = 0.8,
-    min_words: Annotated[int, Field(ge=SHINGLE)] = 8,
+    ngram: Annotated[int, Ge(SHINGLE), Le(100)] | Literal[False] = 13,
+    coverage: Annotated[float, Ge(0), Le(1)] = COVERAGE,
+    containment: Annotated[float, Gt(0), Le(1)] | Literal[False] = 0.8,
+    min_words: Annotated[int, Ge(SHINGLE)] = 8,
 ) -> Decontamination:
     """Remove prompts that overlap with evaluation prompts: the same text, shared n-grams, or nearly all of an item.
 

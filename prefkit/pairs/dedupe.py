@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from annotated_types import Ge, Gt, Le, Lt
 
 from prefkit.errors import UsageError
 from prefkit.pairs import minhash, tables
@@ -45,12 +45,12 @@ class Dedupe:
 
 def dedupe(
     *,
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.7,
-    ngram: Annotated[int, Field(ge=1, le=100)] = 5,
+    threshold: Annotated[float, Gt(0), Le(1)] = 0.7,
+    ngram: Annotated[int, Ge(1), Le(100)] = 5,
     unit: minhash.Unit = "words",
     fold_case: bool = True,
-    permutations: Annotated[int, Field(ge=8, le=4096)] = 128,
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1,
+    permutations: Annotated[int, Ge(8), Le(4096)] = 128,
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 1,
     scope: Literal["prompt", "prompt_response", "response"] = "prompt",
     on_duplicate: Literal["first", "merge"] = "first",
     action: Literal["drop", "keep"] = "drop",

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import numpy as np
 import polars as pl
-from pydantic import Field
+from annotated_types import Ge, Gt, Le, MinLen
 
 from prefkit.errors import UsageError
 from prefkit.pairs import ngrams, redact
@@ -40,12 +40,12 @@ from prefkit.pairs.rules import Measured
 from prefkit.pairs.scores import on_paper
 from prefkit.pairs.trimmed import trimmed
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Limit = Annotated[float, Field(ge=0)]
-Names = Annotated[list[str], Field(min_length=1)]
-Languages = Annotated[tuple[Language, ...], Field(min_length=1)]
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Limit = Annotated[float, Ge(0)]
+Names = Annotated[list[str], MinLen(1)]
+Languages = Annotated[tuple[Language, ...], MinLen(1)]
 
 LAST_LINE = 300  # characters of an answer in which its last line is looked for
 
@@ -129,7 +129,7 @@ def repetition(
     max_top_ngrams: tuple[Limit, Limit, Limit] = (0.20, 0.18, 0.16),
     max_duplicate_ngrams: tuple[Limit, Limit, Limit, Limit, Limit, Limit] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10),
     max_duplicate_sentences: Fraction = 0.20,
-    factor: Annotated[float, Field(gt=0)] = 1.0,
+    factor: Annotated[float, Gt(0)] = 1.0,
     min_words: Count = 50,
 ) -> Measured:
     """Keep answers that do not repeat themselves: lines, paragraphs, sentences and word n-grams.
@@ -165,7 +165,7 @@ def repetition(
     return Measured(text.is_not_null() & ~_judged(text, repeats), text.map_batches(told, pl.String))
 
 
-def template_tokens(*, extra: list[Annotated[str, Field(min_length=1)]] | None = None) -> pl.Expr:
+def template_tokens(*, extra: list[Annotated[str, MinLen(1)]] | None = None) -> pl.Expr:
     """Keep rows in whose prompt and answer no token of a chat template stands, such as <|im_end|> or [INST].
 
     Such tokens would be read as the end of a turn when the pair is trained on; they mostly come from broken scraping or
@@ -190,7 +190,7 @@ def min_margin(*, margin: Limit) -> pl.Expr:
     return on_paper(pl.col("margin")) >= margin
 
 
-def length_ratio(*, max_ratio: Annotated[float, Field(ge=1)] = 10.0, floor: Positive = 200) -> Measured:
+def length_ratio(*, max_ratio: Annotated[float, Ge(1)] = 10.0, floor: Positive = 200) -> Measured:
     """Keep pairs whose longer answer has at most max_ratio times the characters of the shorter.
 
     An answer of fewer than `floor` characters counts as that long, so that "Yes." against two sentences passes.

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
-from pydantic import FiniteFloat
 
 from prefkit.errors import UsageError
 from prefkit.pairs.bucket import Bucket
@@ -61,7 +60,7 @@ class Thresholds(NamedTuple):
     undesirable_at_most: float
 
 
-def labels(*, desirable_at_least: FiniteFloat, undesirable_at_most: FiniteFloat) -> Thresholds:
+def labels(*, desirable_at_least: float, undesirable_at_most: float) -> Thresholds:
     """Every answer scored high enough as a good one, and every one scored low enough as a bad one, both bounds
     included."""
     if undesirable_at_most >= desirable_at_least:

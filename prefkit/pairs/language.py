@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from pydantic import Field
+from annotated_types import Ge, Le
 
 from prefkit.errors import UsageError
 from prefkit.pairs import classifier
@@ -28,8 +28,8 @@ from prefkit.pairs.packed import Packed
 SHIPPED = "lid.176.ftz"
 UNDETERMINED = "und"  # ISO 639-2: a text whose language is not known
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[int, Ge(1)]
 
 
 class Tags(NamedTuple):

@@ -28,7 +28,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field, FiniteFloat
+from annotated_types import Ge, Gt, Le, MinLen
 
 from prefkit.errors import DataError
 from prefkit.pairs import select, tables
@@ -50,15 +50,15 @@ class Entry(NamedTuple):
 
 def entry(
     *,
-    cap: Annotated[int, Field(ge=1)] | None = None,
-    weight: Annotated[FiniteFloat, Field(gt=0)] | None = None,
-    score_weights: Annotated[dict[str, FiniteFloat], Field(min_length=1)] | None = None,
+    cap: Annotated[int, Ge(1)] | None = None,
+    weight: Annotated[float, Gt(0)] | None = None,
+    score_weights: Annotated[dict[str, float], MinLen(1)] | None = None,
 ) -> Entry:
     """Of an input: at most how many pairs, its weight in the mix, and weights over aspects that make its scores."""
     return Entry(cap, weight, score_weights)
 
 
-def balance(*, max_longer_share: Annotated[float, Field(ge=0, le=1)] | None = None) -> float | None:
+def balance(*, max_longer_share: Annotated[float, Ge(0), Le(1)] | None = None) -> float | None:
     """Limit the share of pairs whose chosen answer is the longer one, in characters, against length bias.
 
     Pairs whose chosen answer is longer fall, at random, until the share holds over the whole data set. Answers that

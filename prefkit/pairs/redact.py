@@ -30,10 +30,10 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import polars as pl
-from pydantic import Field
+from annotated_types import MinLen
 
 Kind = Literal["email", "phone", "ip"]
-Kinds = Annotated[tuple[Kind, ...], Field(min_length=1)]
+Kinds = Annotated[tuple[Kind, ...], MinLen(1)]
 KINDS: tuple[Kind, ...] = ("email", "phone", "ip")
 
 

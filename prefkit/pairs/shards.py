@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from annotated_types import Ge, Le, Lt
 
 from prefkit import schema
 from prefkit.manifest import file_sha256
@@ -36,16 +36,16 @@ REJECTS_A_FILE = 200_000
 ROW_GROUP_OF_REJECTS = 20_000
 
 
-def split(*, test: Annotated[float, Field(ge=0, lt=1)] = 0.02, seed: int = 0) -> tuple[float, int]:
+def split(*, test: Annotated[float, Ge(0), Lt(1)] = 0.02, seed: int = 0) -> tuple[float, int]:
     """Hold out a share of the near-duplicate clusters as the test split, by a seeded hash."""
     return test, seed
 
 
 def shards(
     *,
-    pairs_per_shard: Annotated[int, Field(ge=1)] = 25_000,
-    row_group: Annotated[int, Field(ge=1)] = 2_500,
-    compression_level: Annotated[int, Field(ge=1, le=22)] = 1,
+    pairs_per_shard: Annotated[int, Ge(1)] = 25_000,
+    row_group: Annotated[int, Ge(1)] = 2_500,
+    compression_level: Annotated[int, Ge(1), Le(22)] = 1,
 ) -> tuple[int, int, int]:
     """Size of the Parquet files and of their row groups, in pairs (or labels), and the level of their compression by
     zstd."""

@@ -137,6 +137,13 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
         language(["ok"], model=str(tmp_path / "lid.bin"))
 
 
+@pytest.mark.parametrize("left", [8, 60, 5_000, 400_000, 900_000, -1])
+def test_a_model_that_is_cut_short(tmp_path: Path, left: int) -> None:
+    (tmp_path / "lid.ftz").write_bytes(model_path(SHIPPED).read_bytes()[:left])
+    with pytest.raises(UsageError, match="cut short"):
+        language(["ok"], model=str(tmp_path / "lid.ftz"))
+
+
 def test_more_tags_than_the_model_has_are_refused(tmp_path: Path) -> None:
     (tmp_path / "raw.jsonl").touch()
     text = '[[build.inputs]]\nuse = "pairs"\npaths = ["raw.jsonl"]\n[build.language]\nk = {}\n'

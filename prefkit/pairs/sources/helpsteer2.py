@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import Field, FiniteFloat
+from annotated_types import MinLen
 
 from prefkit.errors import UsageError
 from prefkit.pairs import scores
@@ -55,7 +55,7 @@ def helpsteer2(
     row: Row,
     *,
     score: Literal["weights", "helpfulness", "correctness", "coherence", "complexity", "verbosity"] = "weights",
-    weights: Annotated[Mapping[Aspect, FiniteFloat], Field(min_length=1)] = WEIGHTS,
+    weights: Annotated[Mapping[Aspect, float], MinLen(1)] = WEIGHTS,
     aggregate: How = "mean",
 ) -> Iterator[Rated]:
     """HelpSteer2's rows: a prompt and an answer that people rated on five aspects from 0 to 4."""
