@@ -169,10 +169,9 @@ def _tag(batch: Tables, language: Call | None) -> Tables:
     if language is None or batch.answers.is_empty():
         return batch
     wanted = batch.answers["at"].unique().sort()
-    tags = _tags(prompt_texts(batch.prompts[wanted]), language).with_columns(at=wanted)
-    every = pl.DataFrame({"at": np.arange(len(batch.prompts), dtype=np.uint32)})
-    tagged = every.join(tags, on="at", how="left", maintain_order="left").drop("at")
-    batch = batch._replace(prompts=batch.prompts.with_columns(tagged))
+    tags = _tags(prompt_texts(batch.prompts.select("prompt")[wanted]), language)
+    places = pl.repeat(None, len(batch.prompts), dtype=pl.UInt32, eager=True).scatter(wanted, np.arange(len(wanted)))
+    batch = batch._replace(prompts=batch.prompts.with_columns(tags.select(pl.all().gather(places))))
     if not language.options["responses"]:
         return batch
     tags = _tags(batch.answers["response"], language).drop("langs")
