@@ -4,7 +4,8 @@ RUN/<phase>/checkpoints/step-00000100/ holds `weights.safetensors` (the paramete
 adapter), `optimizer.safetensors` (what the optimiser keeps of each), `reference.safetensors` where the phase
 moves its reference, and `state.json` (the step, the counters, the length of the metrics log, what losses remember, and
 hashes of what the phase was made from: start weights, tokens). Schedule, order of the data and a reference that stays
-are functions of the options and the step, so nothing else is needed; the random state goes along for LoRA's dropout.
+are functions of the options and the step, so nothing else is needed; the random states of all ranks go along for LoRA's
+dropout.
 
 Ranks that hold a part of every weight each write it themselves, as `weights-00002-of-00004.safetensors`, whose rows
 follow those of the file before; a rank reads the rows that are its own now, so a run goes on with any number of ranks.
@@ -52,9 +53,10 @@ def save(
 
     `reference` is one that steps move, and so a state of the run.
     """
+    random = _random_states(policy.device)
     with _folder_of_all_ranks(folder / f"step-{step:08d}") as target:
         if policy.sharded or parallel.is_first():
-            _write_part(target, policy, optimizer, reference)
+            _write_part(target, policy, optimizer, random if parallel.is_first() else {}, reference)
         if parallel.is_first():
             (target / "state.json").write_text(json.dumps({"step": step, **state}))
     if parallel.is_first():
@@ -71,17 +73,34 @@ def _folder_of_all_ranks(target: Path) -> Iterator[Path]:
         parallel.wait()  # all have written
 
 
-def _write_part(target: Path, policy: Policy, optimizer: torch.optim.Optimizer, reference: Policy | None) -> None:
-    """What this rank holds of weights and moments; the first rank's random state."""
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """The state of every rank's random generators; all ranks must ask."""
+    mine = {"random_state": torch.get_rng_state()}
+    if device.type == "cuda":
+        mine["cuda_random_state"] = torch.cuda.get_rng_state()
+    return {
+        _of_rank(name, rank): state for name, one in mine.items() for rank, state in enumerate(parallel.all_rows(one))
+    }
+
+
+def _of_rank(name: str, rank: int) -> str:
+    return f"{name}.{rank}" if rank else name
+
+
+def _write_part(
+    target: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    random: dict[str, Tensor],
+    reference: Policy | None,
+) -> None:
+    """What this rank holds of weights and moments, and the random states that are given."""
     parameters = policy.trained()
     moments = {
         f"{name}.{key}": parallel.local(value).cpu()
         for name, parameter in parameters.items()
         for key, value in optimizers.state_of(optimizer, parameter).items()
     }
-    random = {"random_state": torch.get_rng_state()} if parallel.is_first() else {}
-    if policy.device.type == "cuda" and parallel.is_first():
-        random["cuda_random_state"] = torch.cuda.get_rng_state()
     parts = parallel.size() if policy.sharded else 1
     part = "" if parts == 1 else f"-{parallel.rank() + 1:05d}-of-{parts:05d}"
     kinds = {"weights": held(parameters), "optimizer": {**moments, **random}}
@@ -144,11 +163,12 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, refe
             whole = {key: optimised[0].get_tensor(f"{name}.{key}") for key in keys[1]}
             optimizer.state[parameter] = {**moments, **whole}
     optimizers.settle(optimizer)
-    if parallel.is_first():  # others draw numbers of their own
-        torch.set_rng_state(optimised[0].get_tensor("random_state"))
-    # A run that began without a GPU has no state of one, and goes on there from the phase's seed.
-    if policy.device.type == "cuda" and parallel.is_first() and "cuda_random_state" in stepped:
-        torch.cuda.set_rng_state(optimised[0].get_tensor("cuda_random_state"))
+    # A rank that the checkpoint has no state of goes on from its own seed: one more than there were, or now on a GPU.
+    on_cpu, on_gpu = (_of_rank(name, parallel.rank()) for name in ("random_state", "cuda_random_state"))
+    if on_cpu in stepped:
+        torch.set_rng_state(optimised[0].get_tensor(on_cpu))
+    if policy.device.type == "cuda" and on_gpu in stepped:
+        torch.cuda.set_rng_state(optimised[0].get_tensor(on_gpu))
 
 
 @torch.no_grad()

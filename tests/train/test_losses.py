@@ -486,6 +486,21 @@ def test_orpo_equals_trl(token_logps):
     assert_same(output.losses_P.sum(), expected.sum(), token_logps)
 
 
+@pytest.mark.parametrize(("chosen", "rejected"), [(0.0, -3.0), (-3.0, 0.0), (0.0, 0.0)])
+def test_orpo_of_an_answer_that_the_model_is_sure_of(chosen, rejected):
+    """A log-probability that rounds to 0 has infinite odds; loss and gradient are those of one just below."""
+
+    def loss_and_gradient(*sides):
+        sums = [torch.tensor([side]).requires_grad_() for side in sides]
+        loss = losses.orpo(LogProbs(*sums, *[torch.tensor([2])] * 2)).losses_P.sum()
+        return loss.detach(), torch.stack(torch.autograd.grad(loss, sums))
+
+    loss, gradient = loss_and_gradient(chosen, rejected)
+    near, _ = loss_and_gradient(min(chosen, -2e-6), min(rejected, -2e-6))
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(loss, near, atol=0.5, rtol=0)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_simpo_equals_trl(label_smoothing, token_logps):
     cpo = pytest.importorskip("trl.experimental.cpo")

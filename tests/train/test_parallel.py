@@ -119,6 +119,17 @@ def test_lora_on_two_ranks(data, tmp_path):
         torch.testing.assert_close(adapters[1][name], tensor, atol=1e-5, rtol=0)
 
 
+def test_dropout_on_two_ranks_goes_on_where_it_was(data, tmp_path):
+    """Dropout falls on each rank's own bins, and a resumed run draws on every rank what the run would have drawn."""
+    phases = [{**DPO, "lora": {"r": 4, "dropout": 0.4}, "learning_rate": 1e-2, "max_steps": 5, "eval_every": 5}]
+    on_ranks(2, train, data, tmp_path / "whole", phases, TINY, said=tmp_path / "said")
+    out = tmp_path / "run"
+    codes = finish(start(2, train_until, data, out, phases, TINY, 1, signal.SIGTERM, said=tmp_path / "until"))
+    assert codes == [130, 130]
+    on_ranks(2, train, data, out, phases, TINY, True, said=tmp_path / "again")
+    assert_same(out, tmp_path / "whole")
+
+
 def test_losses_of_the_whole_step_on_two_ranks(data, tmp_path):
     """The step's pairs are judged at once, though no rank has all of them; BCO remembers the steps before."""
     objective = [{"use": "bco_pair"}, {"use": "aot", "weight": 0.5}]

@@ -73,5 +73,9 @@ def chosen_nll(undamped: LogProbs) -> LossOutput:
 
 
 def _log_odds(logp_P: Tensor) -> Tensor:
-    """``log(p / (1 - p))`` of a log-probability."""
+    """``log(p / (1 - p))`` of a log-probability; of one that rounding made 0, the largest that the dtype tells from it.
+
+    Short answers that a model is sure of come to exactly 0, where the odds are infinite and their gradient is NaN.
+    """
+    logp_P = logp_P.clamp(max=-torch.finfo(logp_P.dtype).eps)
     return logp_P - torch.log(-torch.expm1(logp_P))
