@@ -251,6 +251,7 @@ def merge_into(model: Any, name: str | Path, *, local_files_only: bool) -> Any:
     _need_peft(f'adapter "{name}"')
     from peft import PeftConfig, set_peft_model_state_dict
 
+    head, shared = model.get_output_embeddings(), _shared_weight(model)
     try:
         file = cached_file(str(name), WEIGHTS_FILE, local_files_only=local_files_only)
         config = PeftConfig.from_pretrained(str(name))
@@ -261,11 +262,28 @@ def merge_into(model: Any, name: str | Path, *, local_files_only: bool) -> Any:
         result = set_peft_model_state_dict(adapted, weights)
     except Exception as error:  # peft, transformers and safetensors each raise their own for what does not fit
         raise TrainError(f'adapter "{name}" cannot be merged into its base: {one_line(error)}') from error
-    # Keys of the base are "missing" by nature; those of the adapter carry its name.
-    lacking = [key for key in result.missing_keys if ".default" in key]
+    # Keys of the base are "missing" by nature; those of the adapter carry its name, unless they are another's tensor.
+    tensors = dict(adapted.named_parameters(remove_duplicate=False))
+    found = {id(tensor) for key, tensor in tensors.items() if key not in result.missing_keys}
+    lacking = [key for key in result.missing_keys if ".default" in key and id(tensors.get(key)) not in found]
     if result.unexpected_keys or lacking:
         shown = ", ".join([*result.unexpected_keys, *lacking][:3])
         raise TrainError(f'adapter "{name}" does not fit its base: {shown}.')
+    if shared is not None:
+        head.weight = nn.Parameter(shared.detach().clone())  # or what is added to one is added to both
     model = adapted.merge_and_unload().requires_grad_(True)
+    if shared is not None:
+        _tie_again(model)
     model.prefkit_adapter = str(name)
     return model
+
+
+def _tie_again(model: Any) -> None:
+    """Let embedding and head have one weight as before, if the adapter made the same of both; else one each for good.
+
+    The configuration must say which, or whoever loads the model would take one for the other.
+    """
+    entrance, head = model.get_input_embeddings(), model.get_output_embeddings()
+    model.config.tie_word_embeddings = torch.equal(entrance.weight, head.weight)
+    if model.config.tie_word_embeddings:
+        head.weight = entrance.weight

@@ -68,6 +68,35 @@ def test_an_adapter_is_loaded_with_its_base(sft_adapter, base):
     assert all(parameter.requires_grad for parameter in found.parameters())
 
 
+@pytest.mark.parametrize(
+    ("stay_tied", "how"),
+    [
+        (False, {"target_modules": ["q_proj", "lm_head"]}),
+        (False, {"target_modules": ["q_proj", "embed_tokens"]}),
+        (False, {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}),
+        (True, {"target_modules": ["q_proj"]}),
+        (True, {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
+        (True, {"target_modules": ["q_proj"], "trainable_token_indices": [4, 7]}),
+    ],
+)
+def test_an_adapter_of_tied_weights_changes_what_it_is_of(tmp_path, stay_tied, how):
+    """One of the head alone must not change the embedding, and what is saved must not tie them again."""
+    make_model("Qwen3").save_pretrained(tmp_path / "base")
+    tied = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    torch.manual_seed(3)
+    adapted = peft.get_peft_model(tied, peft.LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", **how))
+    for name, parameter in adapted.named_parameters():
+        if "modules_to_save" in name or "trainable_tokens" in name:
+            parameter.data += torch.randn_like(parameter) / 10
+    adapted.save_pretrained(tmp_path / "adapter")
+    found = policy.load(tmp_path / "adapter")
+    torch.testing.assert_close(logits(found), logits(adapted.eval()), rtol=1e-4, atol=1e-4)
+    assert (found.lm_head.weight is found.model.embed_tokens.weight) == found.config.tie_word_embeddings == stay_tied
+    found.save_pretrained(tmp_path / "model")
+    assert torch.equal(logits(policy.load(tmp_path / "model")), logits(found))
+
+
 @pytest.mark.parametrize("how", [{}, {"lora": {"r": 2}}, {"lora": {"r": 2}, "reference": "live"}])
 def test_preferences_start_from_a_fine_tuned_adapter(data, sft_adapter, tmp_path, how):
     """LLaMA-Factory#8974: the reference must be base + adapter, not the base, and not the trained policy."""
