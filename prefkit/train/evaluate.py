@@ -237,11 +237,13 @@ def pair_figures(
     logps: np.ndarray,
     reference_logps: np.ndarray | None,
     states: States = (),
+    weights: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """One value a pair of everything that is reported; without an objective nothing that needs a loss.
 
     Of labelled answers one value an answer, and of them nothing that compares two answers to a prompt.
     A loss that looks at the whole step looks at the whole split, with the memory (`states`) of the steps before.
+    `weights` are those of every sequence, by which WPO weighs the losses.
     """
     pairs = Layout(
         torch.from_numpy(examples.lengths()),
@@ -255,7 +257,8 @@ def pair_figures(
         columns = {"logps/chosen": own.chosen_P, "logps/rejected": own.rejected_P}
     else:
         given = objective.given(own_Q, None if reference_logps is None else torch.from_numpy(reference_logps), pairs)
-        columns = objective.figures(objective.judge(given, states)[0], given, pairs)
+        weights_P = None if weights is None else torch.from_numpy(weights)[pairs.pairs_P2].prod(1)
+        columns = objective.figures(objective.judge(given, states, weights_P)[0], given, pairs)
     if objective is None or objective.labels is None:
         columns["logps/accuracies"] = preferred(own.chosen_P, own.rejected_P)
         per_token = own.chosen_P / own.chosen_length_P, own.rejected_P / own.rejected_length_P

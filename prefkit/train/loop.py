@@ -316,13 +316,14 @@ def evaluate_now(loop: Loop, step: int) -> None:
     examples, objective = loop.tested.examples, loop.tested.objective
     stage = f"{loop.phase.name}, evaluation at step {step}"
 
-    def of(model: Policy) -> np.ndarray:
-        return reference.compute(model, examples, loop.phase.max_tokens, progress=loop.job.progress, stage=stage)
+    def of(model: Policy, *, weighted: bool = False) -> np.ndarray:
+        how: dict[str, Any] = {"weighted": weighted, "progress": loop.job.progress, "stage": stage}
+        return reference.compute(model, examples, loop.phase.max_tokens, **how)
 
-    logps = of(loop.policy)
+    logps, weights = of(loop.policy, weighted=True) if objective.wpo else (of(loop.policy), None)
     if isinstance(objective, Preference):
         base = loop.tested.reference_logps if loop.moving is None else of(loop.moving)
-        figures = evaluate.pair_figures(objective, examples, logps, base, loop.memory)
+        figures = evaluate.pair_figures(objective, examples, logps, base, loop.memory, weights)
         result = evaluate.summary(figures, evaluate.prompt_of_pairs(examples))
         result |= {"slices": slices.table(loop.tested.labels, figures)} if loop.tested.labels else {}
     else:

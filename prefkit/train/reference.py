@@ -52,28 +52,33 @@ def compute(
     max_tokens: int,
     *,
     prompts: np.ndarray | None = None,
+    weighted: bool = False,
     progress: Progress,
     stage: str,
 ) -> np.ndarray:
     """Summed log-probability of the completion of every sequence of a token store, float32, by running the model.
 
-    With `prompts`, of their sequences alone; the others get NaN. Each rank computes its share, and all get the result.
+    With `prompts`, of their sequences alone; the others get NaN. With `weighted` two rows: those, and the weights of
+    WPO. Each rank computes its share, and all get the result.
     """
     prompts = np.arange(examples.prompts) if prompts is None else prompts
-    sums, times = np.zeros((2, examples.sequences), dtype=np.float32)
+    sums = np.zeros((1 + weighted, examples.sequences), dtype=np.float32)
+    times = np.zeros(examples.sequences, dtype=np.float32)
     training = policy.model.training
     policy.model.eval()
     for first in range(0, len(prompts), PROMPTS_A_BATCH):
         batch = prompts[first : first + PROMPTS_A_BATCH]
         for bin in make_step(examples, batch, max_tokens, parallel.rank(), parallel.size()).bins:
             rows = bin.sequence_rows_Q.numpy()
-            np.add.at(sums, rows, policy.sequence_logps(bin).cpu().numpy())
+            found = policy.weighted_logps(bin) if weighted else (policy.sequence_logps(bin),)
+            np.add.at(sums.T, rows, torch.stack(found, dim=1).cpu().numpy())
             np.add.at(times, rows, 1)  # more than one where a prompt was split, and two parts need the sequence
         progress.update(stage, first + len(batch), len(prompts), "prompts")
     policy.model.train(training)
     for array in (sums, times):
         parallel.summed(torch.from_numpy(array))
-    return np.divide(sums, times, out=np.full_like(sums, np.nan), where=times > 0)
+    means = np.divide(sums, times, out=np.full_like(sums, np.nan), where=times > 0)
+    return means if weighted else means[0]
 
 
 def cached(

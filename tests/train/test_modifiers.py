@@ -69,6 +69,8 @@ def test_weights_of_wpo_against_full_logits(name, padded):
 def test_wpo_runs_whatever_the_bins(data, tmp_path):
     assert_bins_do_not_matter(data, tmp_path, {**DPO, "wpo": True})
     assert 0.5 < losses(tmp_path / "90")[0] < np.log(2) - 1e-3, "ln 2 times weights near 1, of a model without opinions"
+    evaluated = [line["eval_loss"] for line in metrics.read(tmp_path / "90") if "eval_loss" in line]
+    assert 0.5 < evaluated[0] < np.log(2) - 1e-3, "and so is the loss on the test split"
 
 
 LD = {**DPO, "ld_alpha": 0.25, "sft_weight": 0.1}
