@@ -249,33 +249,40 @@ def merge_into(model: Any, name: str | Path, *, local_files_only: bool) -> Any:
     TrainError for an adapter that is not safetensors, does not fit, or is of a kind that has no sum with its base.
     """
     _need_peft(f'adapter "{name}"')
-    from peft import PeftConfig, set_peft_model_state_dict
-
-    head, shared = model.get_output_embeddings(), _shared_weight(model)
     try:
         file = cached_file(str(name), WEIGHTS_FILE, local_files_only=local_files_only)
-        config = PeftConfig.from_pretrained(str(name))
-        weights = load_file(file)
-        adapted = _peft_model(model, config)
-        if not hasattr(adapted.base_model, "merge_and_unload"):
-            raise TrainError(f"{config.peft_type.value} has no sum with its base")
-        result = set_peft_model_state_dict(adapted, weights)
+        result = _sum(model, str(name), load_file(file))
     except Exception as error:  # peft, transformers and safetensors each raise their own for what does not fit
-        raise TrainError(f'adapter "{name}" cannot be merged into its base: {one_line(error)}') from error
-    # Keys of the base are "missing" by nature; those of the adapter carry its name, unless they are another's tensor.
-    tensors = dict(adapted.named_parameters(remove_duplicate=False))
-    found = {id(tensor) for key, tensor in tensors.items() if key not in result.missing_keys}
-    lacking = [key for key in result.missing_keys if ".default" in key and id(tensors.get(key)) not in found]
-    if result.unexpected_keys or lacking:
-        shown = ", ".join([*result.unexpected_keys, *lacking][:3])
-        raise TrainError(f'adapter "{name}" does not fit its base: {shown}.')
+        why = error if isinstance(error, TrainError) else one_line(error)
+        raise TrainError(f'adapter "{name}" cannot be merged into its base: {why}') from error
+    result.prefkit_adapter = str(name)
+    return result
+
+
+def _sum(model: Any, name: str, weights: dict[str, Tensor]) -> Any:
+    """The model with the update that the adapter's configuration makes of its weights; TrainError if there is none."""
+    from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+
+    head, shared = model.get_output_embeddings(), _shared_weight(model)
+    config = PeftConfig.from_pretrained(name)
+    adapted = _peft_model(model, config)
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        raise TrainError(f"{config.peft_type.value} has no sum with its base.")
+    if getattr(config, "layer_replication", None):
+        raise TrainError("layer_replication gives one weight several updates, which have no sum.")
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    found = set_peft_model_state_dict(adapted, weights)
+    # Keys of the base are missing by nature. Of those of the adapter, which carry its name, files lack what peft makes
+    # anew, and older ones call some differently: it is lacking if peft misses something and the file has not all.
+    lacks = any(".default" in key for key in found.missing_keys)
+    if wrong := [*found.unexpected_keys, *(sorted(saved - weights.keys()) if lacks else [])]:
+        raise TrainError(f"it does not fit: {', '.join(wrong[:3])}.")
     if shared is not None:
         head.weight = nn.Parameter(shared.detach().clone())  # or what is added to one is added to both
-    model = adapted.merge_and_unload().requires_grad_(True)
+    result = adapted.merge_and_unload().requires_grad_(True)
     if shared is not None:
-        _tie_again(model)
-    model.prefkit_adapter = str(name)
-    return model
+        _tie_again(result)
+    return result
 
 
 def _tie_again(model: Any) -> None:

@@ -1,6 +1,7 @@
 """LoRA and QLoRA; models that are a base and an adapter; what a phase with an adapter leaves."""
 
 import json
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,7 +9,7 @@ import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from prefkit.errors import TrainError, UsageError
@@ -136,22 +137,48 @@ def test_adapters_that_do_not_fit_are_refused(sft_adapter, base, tmp_path):
             load(one)
     with pytest.raises(TrainError, match=r"cannot be merged into its base.*size mismatch"):
         policy.load(edited(sft_adapter, tmp_path / "d", r=5))
-    with pytest.raises(TrainError, match=r"does not fit its base: .*q_proj"):
+    with pytest.raises(TrainError, match=r"cannot be merged into its base: it does not fit: .*q_proj"):
         policy.load(edited(sft_adapter, tmp_path / "e", target_modules=["o_proj"]))
     lacking = edited(sft_adapter, tmp_path / "f")
     weights = load_file(lacking / adapters.WEIGHTS_FILE)
+    last = max(weights)
+    save_file({name: weights[name] for name in weights.keys() - {last}}, lacking / adapters.WEIGHTS_FILE)
+    with pytest.raises(TrainError, match=f"it does not fit: {last}"):
+        policy.load(lacking)
     torch.save(weights, lacking / "adapter_model.bin")
     (lacking / adapters.WEIGHTS_FILE).unlink()
     with pytest.raises(TrainError, match=r"cannot be merged into its base: .*adapter_model\.safetensors"):
         policy.load(lacking)
 
 
-def test_prompt_learning_has_no_sum(base, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(base)
-    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    peft.get_peft_model(model, config).save_pretrained(tmp_path / "p")
-    with pytest.raises(TrainError, match="has no sum with its base"):
+LORA = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (
+            peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+            "PROMPT_TUNING has no sum with its base",
+        ),
+        (peft.LoraConfig(layer_replication=[(0, 1), (0, 1)], **LORA), "layer_replication gives one weight several"),
+        (peft.LoraConfig(lora_bias=True, **LORA), "Impossible to merge LoRA with `lora_bias=True`"),
+    ],
+)
+def test_what_has_no_sum_with_its_base_is_refused(base, tmp_path, config, why):
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "p")
+    with pytest.raises(TrainError, match=f"cannot be merged into its base: .*{why}"):
         policy.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("kind", [peft.VeraConfig, partial(peft.AdaLoraConfig, total_step=10)])
+def test_adapters_whose_files_lack_what_peft_makes_anew(base, tmp_path, kind):
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), kind(r=2, **LORA))
+    torch.manual_seed(3)
+    for parameter in adapted.parameters():
+        parameter.data += parameter.requires_grad * torch.randn_like(parameter) / 10
+    adapted.save_pretrained(tmp_path / "a")
+    torch.testing.assert_close(logits(policy.load(tmp_path / "a")), logits(adapted.eval()), rtol=1e-4, atol=1e-4)
 
 
 def test_a_phase_can_leave_the_adapter_alone(data, base, tmp_path):
