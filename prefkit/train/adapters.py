@@ -251,7 +251,9 @@ def merge_into(model: Any, name: str | Path, *, local_files_only: bool) -> Any:
     _need_peft(f'adapter "{name}"')
     try:
         file = cached_file(str(name), WEIGHTS_FILE, local_files_only=local_files_only)
-        result = _sum(model, str(name), load_file(file))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*tie_word_embeddings", UserWarning)  # `_sum` sees to tied weights
+            result = _sum(model, str(name), load_file(file))
     except Exception as error:  # peft, transformers and safetensors each raise their own for what does not fit
         why = error if isinstance(error, TrainError) else one_line(error)
         raise TrainError(f'adapter "{name}" cannot be merged into its base: {why}') from error
