@@ -29,6 +29,7 @@ from prefkit.errors import UsageError
 from prefkit.pairs import inputs, names, recognise
 from prefkit.pairs.build import build_pairs
 from prefkit.pairs.decode import decode
+from prefkit.pairs.load import load_pairs
 from prefkit.pairs.verify import verify
 from tests.pairs.test_pipelines import FIXTURES
 from tests.test_cli import fails
@@ -117,6 +118,15 @@ def test_any_names_and_any_kind_of_file(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     assert expected.items() <= init(tmp_path / "p.toml", tmp_path / "a.parquet").items()
     assert built(tmp_path / "p.toml").rows("train") == 8
+
+
+def test_pairs_of_csv_have_their_scores(tmp_path: Path) -> None:
+    rows = "prompt,chosen,rejected,chosen_score,rejected_score\na?,b,c,4.5,2\nd?,e,f,1,3\ng?,h,i,,2\n"
+    (tmp_path / "rows.csv").write_text(rows)
+    entry = init(tmp_path / "my.toml", tmp_path / "rows.csv")
+    assert (entry["use"], entry["chosen_score"], entry["rejected_score"]) == ("pairs", "chosen_score", "rejected_score")
+    built(tmp_path / "my.toml")
+    assert load_pairs(tmp_path / "data").select("chosen_score", "rejected_score").collect().rows() == [(4.5, 2.0)]
 
 
 def test_paths_are_relative_to_the_file_as_the_inputs_were_to_here(

@@ -4,6 +4,7 @@
 from the start (their longest common prefix of turns). `chosen` and `rejected` are text, one message, or messages, with
 or without the prompt in front. Scores are optional; where their columns are given, a missing score rejects the answer,
 a tie rejects the pair later, and a chosen answer scored below the rejected one contradicts itself and is rejected here.
+Numbers written as text count as well, since CSV has only text.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def pairs(
     scores: tuple[float | None, float | None] = (1.0, 0.0)
     if chosen_score:
         scores = (
-            number(get(row, chosen_score), field=str(chosen_score)),
-            number(get(row, rejected_score), field=str(rejected_score)),
+            number(get(row, chosen_score), field=str(chosen_score), written=True),
+            number(get(row, rejected_score), field=str(rejected_score), written=True),
         )
         if scores[0] is not None and scores[1] is not None and scores[0] < scores[1]:
             raise BadRow("score_contradicts_label", f"chosen is scored {scores[0]:g}, rejected {scores[1]:g}")

@@ -117,9 +117,9 @@ def test_a_missing_score_is_not_guessed() -> None:
             "score_contradicts_label",
         ),
         (
-            {"prompt": "Q", "chosen": "a", "rejected": "b", "s": "1"},
+            {"prompt": "Q", "chosen": "a", "rejected": "b", "s": "high"},
             {"chosen_score": "s", "rejected_score": "s"},
-            "wrong_type",
+            "not_a_number",
         ),
         (
             {"prompt": "Q", "chosen": "a", "rejected": "b", "s": 10**400},
