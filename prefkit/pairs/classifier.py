@@ -69,7 +69,7 @@ class Classifier(NamedTuple):
 
 def load(path: Path) -> Classifier | None:
     """The classifier in a file of fastText's, or None where it is one for the library, or none at all. UsageError where
-    it is cut short."""
+    it is cut short or damaged."""
     with open(path, "rb") as file:
         if file.read(8) != struct.pack("<ii", MAGIC, VERSION):
             return None
@@ -77,7 +77,9 @@ def load(path: Path) -> Classifier | None:
             try:
                 return _parsed(data)
             except (struct.error, ValueError) as error:
-                raise UsageError(f"[build.language] model: {path} is cut short. Download it again.") from error
+                raise UsageError(
+                    f"[build.language] model: {path} is cut short or damaged. Download it again."
+                ) from error
 
 
 def _parsed(file: mmap.mmap) -> Classifier | None:
