@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from prefkit.pairs.compiled import compiled
+from prefkit.pairs.compiled import compiled, inlined
 from prefkit.pairs.packed import Packed
 
 LANES = np.uint64(16)
@@ -138,7 +137,7 @@ def _mix(mixed: Any, block: Any) -> None:
         _quarter(mixed, block, 3, 4, 9, 14, order[14], order[15])
 
 
-@numba.njit(inline="always")
+@inlined
 def _quarter(mixed: Any, block: Any, a: Any, b: Any, c: Any, d: Any, x: Any, y: Any) -> None:
     """The mixing function G, in all lanes. Unsigned indices cannot be negative, so each is one load of a vector."""
     first, second, third, fourth = (
@@ -160,6 +159,6 @@ def _quarter(mixed: Any, block: Any, a: Any, b: Any, c: Any, d: Any, x: Any, y: 
         mixed[first + lane], mixed[second + lane], mixed[third + lane], mixed[fourth + lane] = va, vb, vc, vd
 
 
-@numba.njit(inline="always")
+@inlined
 def _rotated(value: Any, right: Any) -> Any:
     return (value >> np.uint64(right)) | (value << np.uint64(64 - right))

@@ -21,12 +21,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from prefkit.errors import UsageError
-from prefkit.pairs.compiled import compiled, is_kept
+from prefkit.pairs.compiled import compiled, inlined
 from prefkit.pairs.packed import Packed
 
 U64 = npt.NDArray[np.uint64]
@@ -109,7 +108,7 @@ def bands_and_rows(threshold: float, count: int, recall: float = 0.98) -> tuple[
     return count, 1
 
 
-@numba.njit(inline="always")
+@inlined
 def _rotate(value: Any, bits: Any) -> Any:
     return (value << np.uint64(bits)) | (value >> np.uint64(64 - bits))
 
@@ -343,4 +342,4 @@ def similar_pairs(runs: Any, members: Any, hashes: Any, offsets: Any, threshold:
 
 def is_compiled() -> bool:
     """Whether this machine has compiled the kernels before, told by one that every build needs."""
-    return is_kept(_signatures)
+    return _signatures.is_kept()
