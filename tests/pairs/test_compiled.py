@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import numba
 import pytest
 
 from prefkit.cli import main
-from prefkit.pairs import compiled, minhash
+from prefkit.pairs import minhash
 
 SAID = "kernels are compiled for this machine first"
 
@@ -27,15 +30,46 @@ def test_a_kernel_is_kept_from_its_first_call_until_its_source_changes(tmp_path:
     text = "from prefkit.pairs.compiled import compiled\n\n\n@compiled\ndef one():\n    return 1\n"
     source.write_text(text)
     own = imported(source)
-    assert not compiled.is_kept(own.one)
+    assert not own.one.is_kept()
     assert own.one() == 1
-    assert compiled.is_kept(own.one)
+    assert own.one.is_kept()
     source.write_text(text)  # as a reinstallation does
-    assert compiled.is_kept(imported(source).one)
-    source.write_text(text.replace("return 1", "return 1 + 1"))
+    assert imported(source).one.is_kept()
+    source.write_text("\n" + text.replace("return 1", "return 1 + 1"))
     changed = imported(source)
-    assert not compiled.is_kept(changed.one)
+    assert not changed.one.is_kept()
     assert changed.one() == 2
+
+
+def test_a_kernel_is_a_kernel_to_another(tmp_path: Path) -> None:
+    source = tmp_path / "own.py"
+    source.write_text(
+        "from prefkit.pairs.compiled import compiled, inlined\n\n\n"
+        "@inlined\ndef half(x):\n    return x / 2\n\n\n@compiled\ndef one(x):\n    return half(x)\n\n\n"
+        "@compiled\ndef two(x):\n    return one(x) + one(x)\n"
+    )
+    own = imported(source)
+    assert own.two(3) == 3 == own.two.py_func(3)
+    assert [str(argument) for argument in own.two.nopython_signatures[0].args] == ["int64"]
+
+
+@pytest.mark.parametrize("where", ["asked", "of the package"])
+def test_kernels_are_found_where_numba_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    source = tmp_path / "own.py"
+    source.write_text("from prefkit.pairs.compiled import compiled\n\n\n@compiled\ndef one():\n    return 1\n")
+    if where == "asked":
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "elsewhere"))
+    own = imported(source)
+    assert not own.one.is_kept()
+    assert own.one() == 1
+    assert own.one.is_kept()
+    assert (tmp_path / "elsewhere").exists() is (where == "asked")
+
+
+def test_who_calls_no_kernel_does_not_import_numba() -> None:
+    code = "import sys; from prefkit.pairs import build, minhash, report; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(("kept", "quiet", "said"), [(False, [], True), (True, [], False), (False, ["--quiet"], False)])
