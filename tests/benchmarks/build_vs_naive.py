@@ -3,10 +3,11 @@
     python tests/benchmarks/build_vs_naive.py RAW.jsonl --peer NAIVE.py [--workers 2] [--repeats 3] [--python PLAIN]
     python tests/benchmarks/build_vs_naive.py SMALL.jsonl LARGE.jsonl          # how time and memory grow
 
-RAW is UltraFeedback-shaped JSONL. NAIVE is any script that does the same job as `NAIVE.py RAW OUT --procs N`. Both run
-in turn as processes of their own, start-up included, on a warm page cache; medians, and the ratio. Memory is looked at
-in one run more, which is not timed, since looking takes a core: the peak of the sum over a process and its children,
-every 200 ms, of the memory that is theirs alone (USS), so that mapped files do not count twice.
+RAW is UltraFeedback-shaped JSONL. NAIVE is any script that does the same job as `NAIVE.py RAW OUT --procs N`. All run
+in turn as processes of their own, start-up included, each after its input was read into the page cache; medians, and
+the ratio of each round. Memory is looked at in one round more, which is not timed, since looking takes a core: the peak
+of the sum over a process and its children, every 200 ms, of the memory that is theirs alone (USS), so that mapped files
+do not count twice.
 
 PLAIN is the Python of an environment that holds prefkit and what it needs, as a user's who builds pairs. In a
 developer's, each process also imports scipy: numba looks whether it is there.
@@ -53,13 +54,20 @@ def memory(pid: int) -> int:
     return total
 
 
-def measured(commands: dict[str, list[str]], out: Path, repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """Timed runs of each command in turn, since a machine's speed drifts, and then one of each that is watched."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+Runs = dict[tuple[str, Path], list[dict[str, Any]]]  # of each program and input
+
+
+def measured(commands: dict[tuple[str, Path], list[str]], out: Path, repeats: int) -> Runs:
+    """Timed runs of all commands in turn, since a machine's speed drifts, and then one of each that is watched."""
+    runs: Runs = {what: [] for what in commands}
     for number in range(repeats + 1):
-        for name, command in commands.items():
+        for (name, raw), command in commands.items():
             shutil.rmtree(out, ignore_errors=True)
-            runs[name].append(run([*command, str(out)], watch=number == repeats))
+            with open(raw, "rb") as file:
+                while file.read(1 << 24):
+                    pass
+            runs[name, raw].append(run([*command, str(out)], watch=number == repeats))
+    shutil.rmtree(out)
     return runs
 
 
@@ -75,24 +83,30 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="where to write (default: a temporary folder)")
     given = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(dir=given.scratch))
+    how = ["--workers", str(given.workers), *["--no-report"] * given.no_report]
+    commands: dict[tuple[str, Path], list[str]] = {}
     for raw in given.raw:
-        with open(raw, "rb") as file:
-            while file.read(1 << 24):
-                pass
-        how = ["--workers", str(given.workers), *["--no-report"] * given.no_report]
-        commands = {"prefkit": [given.python, "-m", "prefkit", "build-pairs", given.pipeline, str(raw), *how, "--out"]}
+        ours = [given.python, "-m", "prefkit", "build-pairs", given.pipeline, str(raw), *how, "--out"]
+        commands["prefkit", raw] = ours
         if given.peer:
-            commands["naive"] = [sys.executable, str(given.peer), "--procs", str(given.workers), str(raw)]
-        runs = measured(commands, scratch / "out", given.repeats)
-        for name in commands:
-            report(raw, name, runs[name])
-        if given.peer:
-            ratios = [
-                theirs["seconds"] / ours["seconds"] for ours, theirs in zip(runs["prefkit"], runs["naive"], strict=True)
-            ]
-            shown = ", ".join(f"{ratio:.1f}" for ratio in ratios[:-1])
-            print(f"ratio: median {statistics.median(ratios[:-1]):.1f} of [{shown}]")
-    shutil.rmtree(scratch)
+            commands["naive", raw] = [sys.executable, str(given.peer), "--procs", str(given.workers), str(raw)]
+    runs = measured(commands, scratch / "out", given.repeats)
+    scratch.rmdir()
+    first = given.raw[0]
+    for name, raw in runs:
+        report(raw, name, runs[name, raw])
+        if name == "naive":
+            compare("naive against prefkit", runs["naive", raw], runs["prefkit", raw])
+        elif raw != first:
+            larger = raw.stat().st_size / first.stat().st_size
+            compare(f"{raw.name} against {first.name}, {larger:.1f} times as large", runs[name, raw], runs[name, first])
+
+
+def compare(what: str, slow: list[dict[str, Any]], fast: list[dict[str, Any]]) -> None:
+    """The ratios of the rounds."""
+    ratios = [one["seconds"] / other["seconds"] for one, other in zip(slow[:-1], fast[:-1], strict=True)]
+    shown = ", ".join(f"{ratio:.1f}" for ratio in ratios)
+    print(f"{what}: ratio of medians {median(slow) / median(fast):.1f}, of each round [{shown}]")
 
 
 def median(runs: list[dict[str, Any]]) -> float:
