@@ -4,10 +4,10 @@
     python tests/benchmarks/build_vs_naive.py SMALL.jsonl LARGE.jsonl          # how time and memory grow
 
 RAW is UltraFeedback-shaped JSONL. NAIVE is any script that does the same job as `NAIVE.py RAW OUT --procs N`. All run
-in turn as processes of their own, start-up included, each after its input was read into the page cache; medians, and
-the ratio of each round. Memory is looked at in one round more, which is not timed, since looking takes a core: the peak
-of the sum over a process and its children, every 200 ms, of the memory that is theirs alone (USS), so that mapped files
-do not count twice.
+in turn as processes of their own, start-up included, each after its input was read into the page cache; medians, also
+of the ratios of the rounds. Memory is looked at in one round more, which is not timed, since looking takes a core: the
+peak of the sum over a process and its children, every 200 ms, of the memory that is theirs alone (USS), so that mapped
+files do not count twice.
 
 PLAIN is the Python of an environment that holds prefkit and what it needs, as a user's who builds pairs. In a
 developer's, each process also imports scipy: numba looks whether it is there.
@@ -106,7 +106,7 @@ def compare(what: str, slow: list[dict[str, Any]], fast: list[dict[str, Any]]) -
     """The ratios of the rounds."""
     ratios = [one["seconds"] / other["seconds"] for one, other in zip(slow[:-1], fast[:-1], strict=True)]
     shown = ", ".join(f"{ratio:.1f}" for ratio in ratios)
-    print(f"{what}: ratio of medians {median(slow) / median(fast):.1f}, of each round [{shown}]")
+    print(f"{what}: ratio: median {statistics.median(ratios):.1f} of [{shown}]")
 
 
 def median(runs: list[dict[str, Any]]) -> float:
