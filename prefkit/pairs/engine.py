@@ -17,6 +17,7 @@ counts; what stays (the files of the data set) before its step ends, while other
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import itertools
@@ -240,6 +241,9 @@ def _sentence(error: OSError, folder: Path) -> str:
             f"{error.filename}: does not exist on {platform.node()}. Was it removed? "
             "Every worker must see the inputs and the output under the same path."
         )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):  # pyarrow says it in words of its own
+        said = os.strerror(error.errno)
+        return f"{folder}: {said}. Make room, and run the same command again to go on from the finished steps."
     return f"{error.filename or folder}: {error.strerror or f'cannot be written in whole ({error}). Is the disk full?'}"
 
 

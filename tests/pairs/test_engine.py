@@ -172,7 +172,7 @@ def test_a_disk_that_takes_no_more_is_a_sentence(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match="No space left on device"):
+    with pytest.raises(DataError, match=r"No space left on device\. Make room, and run the same command again"):
         engine.run([Task(tmp_path / "a" / "x", write, ("1",), lasting=True)], InThisProcess(), lambda task: None)
 
 
