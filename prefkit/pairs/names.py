@@ -144,9 +144,9 @@ def of_unpaired(columns: Columns) -> Iterator[Proposal]:
         if 4 * sum(label_of(value) is not None for value in values) < 3 * len(values):
             continue  # a scale
         for completion in columns.meant("completion", f"{RESPONSE} messages conversation conversations"):
-            for prompt in [path for path in columns.meant("prompt", PROMPT) if path != completion] or ["prompt"]:
-                named = {"prompt": prompt, "completion": completion, "label": label}
-                yield Proposal(named | _others(columns))
+            prompts = [path for path in columns.meant("prompt", PROMPT) if path != completion]
+            for prompt in [{"prompt": path} for path in prompts] or [{}]:  # the turns before the answer may be it
+                yield Proposal({**prompt, "completion": completion, "label": label} | _others(columns))
 
 
 def of_ratings(columns: Columns) -> Iterator[Proposal]:

@@ -175,6 +175,14 @@ def test_decimals_of_parquet_are_scores(tmp_path: Path) -> None:
     assert built(tmp_path / "my.toml").rows("train") == 1
 
 
+def test_a_conversation_that_ends_in_the_answer_needs_no_prompt(tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"answer {n}"}] for n in range(6)]
+    rows = [{"messages": talk, "label": n % 2 == 0} for n, talk in enumerate(turns)]
+    entry = init(tmp_path / "my.toml", jsonl(tmp_path / "labels.jsonl", rows))
+    assert "prompt" not in entry and entry["completion"] == "messages"
+    assert built(tmp_path / "my.toml").rows("train") == 6
+
+
 def test_labels_where_nothing_can_be_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"{n}?", "completion": f"answer {n}", "label": n % 2 == 0} for n in range(6)]
     init(tmp_path / "my.toml", jsonl(tmp_path / "labels.jsonl", rows))
