@@ -32,6 +32,8 @@ class Kernel:
         return self._dispatcher(*arguments)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # who looks a function over, or copies it, is not numba
+            raise AttributeError(name)
         return getattr(self._dispatcher, name)
 
     def is_kept(self) -> bool:
