@@ -39,8 +39,9 @@ class Kernel:
     def is_kept(self) -> bool:
         """Whether its machine code is on the disk.
 
-        The files that numba writes beside the source tell by their names whose it is, and its line. Where none are,
-        numba may keep it elsewhere, and has no other way to be asked than its own parts.
+        The files that numba writes beside the source tell by their names whose it is, and its line; that they are of an
+        older source, which had it in the same line, is not seen. Where none are, numba may keep it elsewhere, and has
+        no other way to be asked than its own parts.
         """
         code = self._function.__code__
         source = Path(code.co_filename)

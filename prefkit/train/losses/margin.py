@@ -119,9 +119,9 @@ def discopop(
 
     ``-(1 - m) log sigmoid(beta d) + m exp(-beta d)``, with ``m = sigmoid(beta d / tau)``
 
-    Lu et al. 2024 (arXiv:2406.08414, eq. 5), with their ``beta`` and ``tau``. It is not convex: where training begins, at
-    d = 0, it falls towards the rejected answer if ``tau < (1 - log 2) / 3``, as theirs is; from there on it only falls
-    towards the chosen one beyond a hill, for these values at ``beta d = 0.07``.
+    Lu et al. 2024 (arXiv:2406.08414, eq. 5), with their ``beta`` and ``tau``. It is not convex: where training begins,
+    at d = 0, it falls towards the rejected answer if ``tau < (1 - log 2) / 3``, as theirs is, and towards the chosen
+    one only beyond a hill, for these values at ``beta d = 0.07``.
     """
     chosen_P, rejected_P = f_log_ratios(policy, reference, f_divergence)
     logits_P = beta * (chosen_P - rejected_P)
