@@ -18,6 +18,7 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -106,10 +107,15 @@ def let_go(part: Part) -> None:
     For inputs that memory does not hold: while these pass through the cache, the system must find a page to drop for
     every page that it takes, and drops the files between the steps.
     """
-    is_range = part.end is not None and part.kind in ("lines", "array") and not part.file.is_remote
-    if is_range and hasattr(os, "posix_fadvise"):  # which macOS has not
-        with open(part.file.path, "rb") as file:
-            os.posix_fadvise(file.fileno(), part.start, part.bytes, os.POSIX_FADV_DONTNEED)
+    if part.end is not None and part.kind in ("lines", "array") and not part.file.is_remote:
+        uncache(part.file.path, part.start, part.bytes)
+
+
+def uncache(path: Path | str, start: int = 0, length: int = 0) -> None:
+    """Take bytes of a local file out of the page cache, by default all of them."""
+    if hasattr(os, "posix_fadvise"):  # which macOS has not
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
 def state(file: RawFile) -> tuple[int | None, str]:

@@ -36,6 +36,7 @@ from prefkit.pairs.language import language as tag_languages
 from prefkit.pairs.listed import Listed
 from prefkit.pairs.named import Unmet
 from prefkit.pairs.packed import Packed, numbers_of
+from prefkit.pairs.parts import uncache
 from prefkit.pairs.rules import Rule, blamed, detail, rule
 from prefkit.pairs.text import canonical
 from prefkit.pairs.trimmed import trimmed
@@ -291,6 +292,12 @@ class OpenPart(NamedTuple):
 
     files: tuple[tables.Mapped, tables.Mapped]
     cuts: list[npt.NDArray[np.int64]]  # a run: [2, ranges + 1], rows of prompts and of answers
+
+
+def let_go(folder: Path) -> None:
+    """Take the tables of a finished part out of the page cache: no later step reads them, and memory is short."""
+    for name in ("prompts", "answers"):
+        uncache(folder / f"{name}.arrow")
 
 
 def close_parts() -> None:

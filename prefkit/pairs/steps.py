@@ -22,7 +22,7 @@ from prefkit.pairs.inputs import Part, RawFile
 from prefkit.pairs.label import label_bucket
 from prefkit.pairs.options import Input, Options, fingerprint
 from prefkit.pairs.publish import PlannedFile
-from prefkit.pairs.read import Reading, read_part
+from prefkit.pairs.read import Reading, let_go, read_part
 from prefkit.pairs.select import Neighbours, Pairing, Split, select_bucket
 from prefkit.pairs.shards import REJECTS_A_FILE, write_rejects, write_shard
 from prefkit.pairs.unite import TEXT_RULES, unite_bucket
@@ -70,9 +70,7 @@ class Steps:
         shared = [_identity(call) for call in [*options.candidate_filters, options.redact, options.language] if call]
         fold_case, keep_aspects = options.dedupe.options["fold_case"], options.look_at_aspects()
         shared += [[options.evaluation(), fold_case, keep_aspects, software.fingerprint()]]
-        total = sum(inputs.size(given.file) for given in self.sources)
-        let_go = total > MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        ways = [self._reading(entry, fold_case, keep_aspects, let_go) for entry in options.inputs]
+        ways = [self._reading(entry, fold_case, keep_aspects) for entry in options.inputs]
         folders: list[Path] = []
 
         def tasks() -> Iterator[Task]:
@@ -86,10 +84,21 @@ class Steps:
                     folders.append(self.work / "read" / name)
                     yield Task(folders[-1], read_part, (part, how), part.bytes)
 
-        self.run("read", ahead(tasks(), min(PARTS_AHEAD, 1 + BYTES_AHEAD // options.chunk_bytes)), total)
+        self.run("read", ahead(tasks(), min(PARTS_AHEAD, 1 + BYTES_AHEAD // options.chunk_bytes)), self._size)
         return folders
 
-    def _reading(self, entry: Input, fold_case: bool, keep_aspects: bool, let_go: bool) -> Reading:
+    @functools.cached_property
+    def _size(self) -> int:
+        """Bytes of all raw files."""
+        return sum(inputs.size(given.file) for given in self.sources)
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether memory is too short for the raw files and those between the steps: who reads a file last lets go of
+        it."""
+        return self._size > MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def _reading(self, entry: Input, fold_case: bool, keep_aspects: bool) -> Reading:
         return Reading(
             source=entry.source,
             weights=entry.settings.options["score_weights"],
@@ -99,7 +108,7 @@ class Steps:
             language=self.options.language,
             evaluation=self.evaluation,
             fold_case=fold_case,
-            let_go=let_go,
+            let_go=self._is_large,
         )
 
     @functools.cached_property
@@ -252,6 +261,8 @@ class Steps:
             name = f"rejects/rejects-{number:05d}-of-{count:05d}{self.before.suffix}.parquet"
             task = Task(folder, write_rejects, (fallen, rejects, number, level), lasting=True)
             planned.append(PlannedFile(task, "rejects", name))
+        for folder in read if self._is_large else ():
+            let_go(folder)
         small_last = sorted(planned, key=lambda file: file.split == "test")
         self.run("write", [sketches, *(file.task for file in small_last)])
         return planned

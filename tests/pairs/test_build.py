@@ -148,20 +148,22 @@ def test_what_memory_does_not_hold_leaves_the_page_cache_once_it_is_read(
     raw: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go: list[tuple[int, int]] = []
+    tables: list[tuple[int, int]] = []
 
     def advise(file: int, start: int, length: int, advice: int) -> None:
         assert advice == os.POSIX_FADV_DONTNEED
-        let_go.append((start, length))
+        (let_go if os.path.samestat(os.fstat(file), raw.stat()) else tables).append((start, length))
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
     build_pairs(pipeline(tmp_path), tmp_path / "small", given=[str(raw)])
-    assert not let_go
+    assert not let_go and not tables
     monkeypatch.setattr(steps, "MEMORY_SHARE", 0.0)
     build_pairs(pipeline(tmp_path), tmp_path / "large", given=[str(raw)])
     assert len(let_go) > 1, "several parts"
     ends = [0, *(start + length for start, length in let_go)]
     assert [start for start, _ in let_go] == ends[:-1], "all of the file, part by part"
     assert ends[-1] == raw.stat().st_size
+    assert tables == [(0, 0)] * 2 * len(let_go), "prompts and answers of every part, before shards are written"
     assert contents(tmp_path / "large") == contents(tmp_path / "small")
 
 
