@@ -221,9 +221,22 @@ def _shingles(
     borders = np.searchsorted(documents, np.concatenate([[0], np.cumsum(counts)]))
     for bucket, (first, last) in zip(buckets, pairwise(borders), strict=True):
         if first < last:
-            hashes = mapped(bucket, "shingles")
-            pieces += [hashes[begin:end] for begin, end in spans[first:last].tolist()]
+            pieces += _at(bucket, spans[first:last])
     return np.concatenate(pieces), np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0])]).astype(np.int64)
+
+
+def _at(bucket: Path, spans: minhash.I64) -> Iterator[minhash.U64]:
+    """The shingles of a bucket in some spans (ascending), which count through all its files."""
+    files = [tables.array(path) for path in shingle_files(bucket)]
+    bounds = np.cumsum([0, *map(len, files)])
+    borders = np.searchsorted(spans[:, 0], bounds[1:-1])
+    for hashes, base, mine in zip(files, bounds, np.split(spans, borders), strict=False):
+        yield from (hashes[begin:end] for begin, end in (mine - base).tolist())
+
+
+def shingle_files(bucket: Path) -> list[Path]:
+    """The files of the shingles of a bucket in order: one, or in sketches that are kept (see `extend`) several."""
+    return sorted(bucket.glob("shingles*.npy"))
 
 
 def clusters(

@@ -4,11 +4,12 @@ A finished data set keeps, in OUT/sketches, what `unite` and `dedupe` knew of it
 MinHash band keys, shingle hashes, and the first of their cluster: 1.5 kB for 150 words. Nothing but this module reads
 them, and a data set without them is whole, but cannot be added to.
 
-Each build writes one generation, `sketches/g0`, `g1`, …: the arrays of all its buckets as one bucket. A build onto a
-data set takes its generations for buckets in front of its own. They are memory-mapped, and only band keys that a new
-prompt has are looked up, so a build costs what its own files cost, besides one hash of the old sketches, and the
-report, which is of all and which `--no-report` leaves out. Its result is a data set of its own: the files before, under
-a second name (a hard link; a copy where the file system has none), and beside them new ones of the next generation.
+Each build writes one generation, `sketches/g0`, `g1`, …: the arrays of all its buckets as one bucket, whose shingles,
+four fifths of it, stay in the buckets' own files. A build onto a data set takes its generations for buckets in front of
+its own. They are memory-mapped, and only band keys that a new prompt has are looked up, so a build costs what its own
+files cost, besides one hash of the old sketches, and the report, which is of all and which `--no-report` leaves out.
+Its result is a data set of its own: the files before, under a second name (a hard link; a copy where the file system
+has none), and beside them new ones of the next generation.
 
 What was decided stays: an old pair stays where it is, whatever comes. So the new prompts that survive are exactly
 those of one build from all files, but of old prompts there may be more: two that are similar only by way of a new one.
@@ -35,7 +36,7 @@ import polars as pl
 from prefkit import manifest
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Generation, Manifest
-from prefkit.pairs import dedupe, exclude
+from prefkit.pairs import dedupe, exclude, tables
 from prefkit.pairs.options import Options
 from prefkit.pairs.records import Message
 from prefkit.pairs.text import identity
@@ -179,7 +180,8 @@ def write_sketches(
     """The sketches of all buckets but the first `old` ones as one, with heads.npy, the numbers of the representatives
     of their clusters; and sketches.json, what was written, and the fingerprint of how.
 
-    Files are appended to from beginning to end, a bucket or a range of band keys at a time.
+    The files of shingles are those of the buckets, under a second name. The others are appended to from beginning to
+    end, a bucket or a range of band keys at a time.
     """
     new, mine = buckets[old:], counts[old:]
     total, first = sum(mine), sum(counts[:old])
@@ -187,14 +189,15 @@ def write_sketches(
     def of_all(name: str) -> Iterator[Any]:
         return (dedupe.mapped(bucket, name) for bucket in new)
 
-    shingles = [len(array) for array in of_all("shingles")]
-    ends = np.cumsum([0, *shingles])
+    shingles = [file for bucket in new for file in dedupe.shingle_files(bucket)]
+    for number, file in enumerate(shingles):
+        os.link(file, folder / f"shingles-{number:05d}.npy")
+    ends = np.cumsum([0, *(len(tables.array(file)) for file in shingles)])
     spans = (array + end for array, end in zip(of_all("spans"), ends[:-1], strict=True))
     bands = len(next(of_all("band_keys")))
     _write(folder / "ids.npy", np.uint64, (total, 2), of_all("ids"))
     _write(folder / "ordinals.npy", np.int64, (total,), of_all("ordinals"))
     _write(folder / "origins.npy", np.int64, (total, 2), of_all("origins"))
-    _write(folder / "shingles.npy", np.uint64, (sum(shingles),), of_all("shingles"))
     _write(folder / "spans.npy", np.int64, (total, 2), spans)
     with (
         _appending(folder / "band_keys.npy", np.uint64, (bands, total)) as add_keys,

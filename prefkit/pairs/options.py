@@ -39,8 +39,8 @@ SECTIONS = (
     "shards",
     "chunk_bytes",
 )
-CHUNK_BYTES = (24 << 20, 96 << 20)  # the least and the most, where no pipeline says how many
-PARTS = 160  # as many parts as keep every worker busy to the end, and few enough for the slices of each bucket
+CHUNK_BYTES = (24 << 20, 192 << 20)  # the least and the most, where no pipeline says how many
+PARTS = 80  # as many parts as keep every worker busy to the end, and few enough for the slices of each bucket
 RESERVED = {
     *read.ALWAYS,
     *SET_RULES,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 REMOVERS = 4  # threads
 REPORT = "report.html"
 FOLDERS = ("data", "rejects", "sketches")
-OURS = re.compile(r"(data/(train|test)|rejects/rejects)-\d{5}-of-\d{5}(-g\d+)?\.parquet|sketches/g\d+/\w+\.npy")
+OURS = re.compile(r"(data/(train|test)|rejects/rejects)-\d{5}-of-\d{5}(-g\d+)?\.parquet|sketches/g\d+/[\w-]+\.npy")
 
 
 @dataclass(frozen=True)

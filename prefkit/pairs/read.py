@@ -3,9 +3,9 @@
     rows.. decode -> source -> redact -> answers that are none -> filters -> language tags -> filters that need them
            -> decontaminate -> runs
 
-Rows go through in batches of bounded size, so memory does not depend on the size of the part. What is left is written
-in runs: tables of some tens of megabytes, each sorted by the prompt's key, the first 64 bits of its id. So whoever
-needs the prompts of a range of keys finds them as one slice of each run (`slices`), memory-mapped, in any file.
+Rows go through in batches of bounded size. What is left is written in runs: tables of bounded size, mostly one a part,
+each sorted by the prompt's key, the first 64 bits of its id. So whoever needs the prompts of a range of keys finds them
+as one slice of each run (`slices`), memory-mapped, in any file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from prefkit.resolve import Call
 
 BATCH_ROWS = 4000
 BATCH_BYTES = 32 << 20
-RUN_BYTES = 64 << 20
+RUN_BYTES = 64 << 20  # at least, where there are rows enough: every run is one more slice for each bucket
 OPEN_PARTS = 256  # with two files each; a process may open 1,024 where nothing else is said
 LARGEST_SCORE = 1e30  # either way: a margin of such scores is a number in 32 bits, its square one in 64
 
@@ -69,6 +69,7 @@ class Reading:
     language: Call | None = None
     evaluation: tuple[Path, Decontamination] | None = None  # the index of evaluation prompts, and how it is searched
     fold_case: bool = True
+    run_bytes: int = RUN_BYTES
     let_go: bool = False  # of what was read, in the page cache
 
 
@@ -89,7 +90,10 @@ def _read_part(folder: Path, part: Part, how: Reading) -> None:
     unmet, listed = Unmet(how.source), Listed(how.filters)
     stream = decode(inputs.rows(part), how.source, part.file.name, unmet)
     reasons: Counter[tuple[Any, ...]] = Counter()
-    with writing_runs(folder) as runs, tables.even_writer(folder / "rejects.arrow", schema.REJECTS) as drop:
+    with (
+        writing_runs(folder, how.run_bytes) as runs,
+        tables.even_writer(folder / "rejects.arrow", schema.REJECTS) as drop,
+    ):
         for first in stream:
             some = itertools.chain([first], _batch(stream))
             batch = collect(some, part.file.name, how.weights, how.keep_aspects, how.fold_case, counts["groups"])
@@ -213,14 +217,14 @@ def prompt_texts(prompts: pl.DataFrame) -> pl.Series:
 
 
 @contextmanager
-def writing_runs(folder: Path) -> Iterator[Runs]:
+def writing_runs(folder: Path, run_bytes: int) -> Iterator[Runs]:
     """prompts.arrow and answers.arrow, a record batch a run, and prompts.npy and answers.npy, the keys they are sorted
     by."""
     with (
         tables.writer(folder / "prompts.arrow", PROMPTS, compression=None) as prompts,
         tables.writer(folder / "answers.arrow", ANSWERS, compression=None) as answers,
     ):
-        runs = Runs(prompts, answers)
+        runs = Runs(run_bytes, prompts, answers)
         yield runs
         runs.flush()
     for name, keys in zip(("prompts", "answers"), runs.keys, strict=True):
@@ -228,12 +232,16 @@ def writing_runs(folder: Path) -> Iterator[Runs]:
 
 
 class Runs:
-    """Collects prompts and answers, and appends them in sorted runs of RUN_BYTES."""
+    """Collects prompts and answers, and appends them in sorted runs of about `run_bytes`.
 
-    def __init__(self, *append: Callable[[pl.DataFrame], None]):
+    `bytes` is about what their tables take: the same for the same rows, however they are cut.
+    """
+
+    def __init__(self, run_bytes: int, *append: Callable[[pl.DataFrame], None]):
         self.lengths: list[tuple[int, int]] = []
         self.bytes = 0
         self.keys: tuple[list[npt.NDArray[np.uint64]], ...] = ([], [])
+        self._run_bytes = run_bytes
         self._append = append
         self._waiting: list[tuple[pl.DataFrame, pl.DataFrame]] = []
         self._size = 0
@@ -245,8 +253,8 @@ class Runs:
         answers = answers.with_columns(text=text, key=pl.Series(key).gather(answers["at"]))
         prompts = prompts.with_columns(key=pl.Series(key))[answers["at"].unique().sort()]
         self._waiting.append((prompts, answers))
-        self._size += int(answers["response"].str.len_bytes().sum() or 0) + 500 * len(answers)
-        if self._size >= RUN_BYTES:
+        self._size += _bytes(answers["response"]) + 2 * _bytes(prompts["canonical"]) + 100 * len(answers)
+        if self._size >= self._run_bytes:
             self.flush()
 
     def flush(self) -> None:
@@ -257,10 +265,14 @@ class Runs:
         for frame, append, keys in zip(pair, self._append, self.keys, strict=True):
             append(frame)
             keys.append(frame["key"].to_numpy())
-            self.bytes += int(frame.estimated_size())
         if len(pair[0]):
             self.lengths.append((len(pair[0]), len(pair[1])))
+        self.bytes += self._size
         self._waiting, self._size = [], 0
+
+
+def _bytes(texts: pl.Series) -> int:
+    return int(texts.str.len_bytes().sum())
 
 
 def keys_of(prompt_ids: pl.Series) -> npt.NDArray[np.uint64]:

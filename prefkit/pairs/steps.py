@@ -22,7 +22,7 @@ from prefkit.pairs.inputs import Part, RawFile
 from prefkit.pairs.label import label_bucket
 from prefkit.pairs.options import Input, Options, fingerprint
 from prefkit.pairs.publish import PlannedFile
-from prefkit.pairs.read import Reading, let_go, read_part
+from prefkit.pairs.read import RUN_BYTES, Reading, let_go, read_part
 from prefkit.pairs.select import Neighbours, Pairing, Split, select_bucket
 from prefkit.pairs.shards import REJECTS_A_FILE, write_rejects, write_shard
 from prefkit.pairs.unite import TEXT_RULES, unite_bucket
@@ -108,6 +108,7 @@ class Steps:
             language=self.options.language,
             evaluation=self.evaluation,
             fold_case=fold_case,
+            run_bytes=max(RUN_BYTES, self.options.chunk_bytes),
             let_go=self._is_large,
         )
 

@@ -253,11 +253,39 @@ def test_sketches_do_not_depend_on_chunks_buckets_or_ranges(
     monkeypatch.undo()
     build(one, tmp_path / "whole", chain / "a.jsonl")
     build(one, tmp_path / "whole2", chain / "b.jsonl", onto=tmp_path / "whole")
-    ours, theirs = contents(tmp_path / "cut2"), contents(tmp_path / "whole2")
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name] == theirs[name] for name in ours if not name.endswith((".json", ".md")))
+    ours, theirs = data_and_sketches(tmp_path / "cut2"), data_and_sketches(tmp_path / "whole2")
+    assert ours == theirs
     keys = np.load(tmp_path / "cut2" / "sketches/g0/band_keys.npy")
     assert (keys[:, 1:] >= keys[:, :-1]).all()
+    assert len(list((tmp_path / "cut2" / "sketches/g0").glob("shingles-*.npy"))) > 1
+
+
+def data_and_sketches(out: Path) -> dict[str, bytes]:
+    """All files but the texts about them; the shingles of a generation, which lie in the files of its buckets, as
+    one."""
+    found: dict[str, bytes] = {}
+    for name, data in sorted(contents(out).items()):
+        if "/shingles-" in name:
+            values = np.load(out / name).tobytes()
+            found[name.partition("-")[0]] = found.get(name.partition("-")[0], b"") + values
+        elif not name.endswith((".json", ".md")):
+            found[name] = data
+    return found
+
+
+def test_files_of_sketches_do_not_depend_on_chunks(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many buckets there are does not, either."""
+    monkeypatch.setattr("prefkit.pairs.steps.BUCKET_BYTES", 20_000)
+    found = []
+    for chunk in (5_000, 20_000, 1 << 20):
+        chosen = pipeline(tmp_path / f"{chunk}", f"build.chunk_bytes={chunk}", text=TEXT)
+        build(chosen, tmp_path / f"out{chunk}", chain / "a.jsonl")
+        sketches = contents(tmp_path / f"out{chunk}" / "sketches")
+        found.append(sketches)
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > 10
 
 
 def test_copies_where_links_are_impossible(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

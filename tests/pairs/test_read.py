@@ -18,13 +18,15 @@ from prefkit.resolve import Call, check
 PAIRS = check("prefkit.pairs.sources.pairs:pairs", {}, "test")
 
 
-def read_lines(folder: Path, *lines: str, source: Call = PAIRS) -> tuple[pl.DataFrame, dict[int, str]]:
+def read_lines(
+    folder: Path, *lines: str, source: Call = PAIRS, run_bytes: int = read.RUN_BYTES
+) -> tuple[pl.DataFrame, dict[int, str]]:
     """Answers with their prompts in input order, and the reason by line of what was rejected."""
     path = folder / "raw.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     (part,) = inputs.index(inputs.RawFile(str(path), "raw.jsonl"), 1 << 20).parts
     (folder / "part").mkdir()
-    read.read_part(folder / "part", part, read.Reading(source))
+    read.read_part(folder / "part", part, read.Reading(source, run_bytes=run_bytes))
     runs = list(read.slices(folder / "part", 0, 1 << 64, batch.PROMPTS.names, batch.ANSWERS.names))
     kinds = zip(zip(*runs, strict=True), (batch.PROMPTS, batch.ANSWERS), strict=True)
     prompts, answers = (tables.frame(pa.Table.from_batches(some, tables.large(kind))) for some, kind in kinds)
@@ -68,9 +70,8 @@ def test_what_is_odd_but_right_is_kept_as_it_is(tmp_path: Path) -> None:
 
 
 def test_slices_of_a_part_are_ranges_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "RUN_BYTES", 5000)
     monkeypatch.setattr(read, "BATCH_ROWS", 7)
-    everything, _ = read_lines(tmp_path, *(row(f"prompt {i}") for i in range(50)))
+    everything, _ = read_lines(tmp_path, *(row(f"prompt {i}") for i in range(50)), run_bytes=2000)
     assert len(json.loads((tmp_path / "part" / "counts.json").read_text())["runs"]) > 3
     borders = range(0, (1 << 64) + 1, 1 << 61)
     columns = ["group", "prompt_id"], ["group", "response"]
