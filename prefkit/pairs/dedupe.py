@@ -123,7 +123,7 @@ def similar(
     high)."""
     keys, prompts = _keys(band, low, high, buckets, counts, old)
     first_new = sum(counts[:old])
-    order = np.argsort(keys, kind="stable")
+    order = minhash.order_of(keys)
     members, runs = _runs(keys[order], prompts[order])
     edges = [np.empty((0, 2), np.int64)]
     similarities = [np.empty(0, np.float32)]

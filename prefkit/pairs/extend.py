@@ -36,7 +36,7 @@ import polars as pl
 from prefkit import manifest
 from prefkit.errors import DataError, UsageError
 from prefkit.manifest import Generation, Manifest
-from prefkit.pairs import dedupe, exclude, tables
+from prefkit.pairs import dedupe, exclude, minhash, tables
 from prefkit.pairs.options import Options
 from prefkit.pairs.records import Message
 from prefkit.pairs.text import identity
@@ -221,7 +221,7 @@ def _sorted_band(band: int, buckets: Sequence[Path], counts: Sequence[int]) -> I
     for number in range(ranges):
         low, high = (number << 64) // ranges, ((number + 1) << 64) // ranges
         keys, prompts = dedupe.band_range(band, low, high, buckets, counts)
-        order = np.argsort(keys, kind="stable")
+        order = minhash.order_of(keys)
         yield keys[order], prompts[order]
 
 

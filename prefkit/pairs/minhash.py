@@ -76,6 +76,22 @@ def band_keys(signatures: npt.NDArray[np.uint32]) -> U64:
     return keys
 
 
+def order_of(keys: U64) -> I64:
+    """What sorts band keys, equal ones in the order that they have: as `np.argsort(keys, kind="stable")`.
+
+    Their places take the room of the lowest bits, so that one sort of plain numbers finds both. Where these bits would
+    have decided, which among hashes is rare, the slow way is taken.
+    """
+    mask = np.uint64((1 << len(keys).bit_length()) - 1)
+    packed = (keys & ~mask) | np.arange(len(keys), dtype=np.uint64)
+    packed.sort()
+    order = (packed & mask).astype(np.int64)
+    ascending = keys[order]
+    if (ascending[1:] < ascending[:-1]).any():
+        return np.argsort(keys, kind="stable")
+    return order
+
+
 def signatures(hashes: U64, offsets: I64, permutations: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     """MinHash signatures [documents, permutations] as datasketch computes them; `permutations` is [2, permutations]."""
     result = np.empty((len(offsets) - 1, permutations.shape[1]), np.uint32)

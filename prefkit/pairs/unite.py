@@ -219,6 +219,6 @@ def sketch_texts(
     owners = np.empty((how.bands, signatures.shape[1]), np.int32)
     for band in range(how.bands):
         found = minhash.band_keys(np.ascontiguousarray(signatures[band * how.rows : (band + 1) * how.rows]))
-        owners[band] = np.argsort(found, kind="stable")
+        owners[band] = minhash.order_of(found)
         keys[band] = found[owners[band]]
     return keys, owners, hashes, np.stack([offsets[:-1], offsets[1:]], axis=1)

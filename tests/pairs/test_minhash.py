@@ -111,6 +111,15 @@ def test_band_keys_are_equal_exactly_where_the_rows_are() -> None:
         assert (same_rows == (keys[:, None] == keys[None, :])).all()
 
 
+@given(st.data())
+def test_the_order_of_keys_is_that_of_a_stable_sort(data: st.DataObject) -> None:
+    """With keys that are equal, that differ in their lowest bits alone, and that differ."""
+    some = st.sampled_from([0, 1, 2, 3, 7, 8, 1 << 40, (1 << 40) + 1, (1 << 64) - 2, (1 << 64) - 1])
+    keys = np.array(data.draw(st.lists(some | st.integers(0, (1 << 64) - 1))), np.uint64)
+    expected = sorted(range(len(keys)), key=keys.tolist().__getitem__)
+    assert minhash.order_of(keys).tolist() == expected
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
 def test_bands_keep_the_promised_recall_at_the_threshold(threshold: float) -> None:
     bands, rows = minhash.bands_and_rows(threshold, 128)
