@@ -41,6 +41,7 @@ FOLDERS = {
 }
 KILLS = (*STAGES, "read", "binarize", "write", "publish", "report")  # a build's kills, in this order
 MOST_BUILDS = 15
+BUCKET_BYTES = 100_000  # several buckets
 PIPELINE = """
 [build]
 language = false
@@ -150,7 +151,7 @@ def _build(arguments: list[str], events: Connection, limit: int | None) -> None:
 
     real_stage, real_publish = Stages.stage, publish.publish
     Stages.stage, publish.publish = stage, published  # type: ignore[method-assign]
-    steps.BUCKET_BYTES = 100_000
+    steps.BUCKET_BYTES = BUCKET_BYTES
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]  # ours is from the parent
     multiprocessing.get_context = lambda _: SERVER  # type: ignore[assignment,return-value]
     engines._obey_parent = functools.partial(_join_group, os.getpid(), limit)  # type: ignore[assignment]
@@ -431,5 +432,7 @@ def test_many_builds_start_at_once(case: Case, tmp_path: Path) -> None:
 def test_the_builders_here_are_whole_processes(case: Case) -> None:
     """The same bytes come from the command line started anew, with a server of its own."""
     out = case.folder / "anew"
-    subprocess.run([sys.executable, "-m", "prefkit", *case.command(out)], check=True)
+    start = f"import sys; from prefkit.pairs import steps; steps.BUCKET_BYTES = {BUCKET_BYTES}; "
+    start += "from prefkit.cli import main; sys.exit(main(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", start, *case.command(out)], check=True)
     assert contents(out) == case.new
