@@ -282,8 +282,7 @@ def test_files_of_sketches_do_not_depend_on_chunks(
     for chunk in (5_000, 20_000, 1 << 20):
         chosen = pipeline(tmp_path / f"{chunk}", f"build.chunk_bytes={chunk}", text=TEXT)
         build(chosen, tmp_path / f"out{chunk}", chain / "a.jsonl")
-        sketches = contents(tmp_path / f"out{chunk}" / "sketches")
-        found.append(sketches)
+        found.append(contents(tmp_path / f"out{chunk}" / "sketches"))
     assert found[0] == found[1] == found[2]
     assert len(found[0]) > 10
 
